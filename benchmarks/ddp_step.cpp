@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: MIT
+/// A training step of DistributedDataParallel beside the same step without it, in alternating blocks of one process.
+///
+/// With one rank the group is a world of one. With several, each rank steps its own copy alone while the others step
+/// theirs, so that both sides share the memory's bandwidth alike; then all step together. Its peer is ddp_step.py.
+#include <CLI/CLI.hpp>
+
+#include "common.hpp"
+#include "models/wide_resnet.hpp"
+
+namespace {
+
+struct Options {
+  std::string model = "mlp";
+  int blocks = 10;
+  int steps = 0;
+  int repeat = 1;
+};
+
+/// A block of steps, and what it trains.
+template <class Model>
+class Trainer {
+ public:
+  Trainer(Model model, torch::Tensor input, torch::Tensor target)
+      : model_(std::move(model)),
+        sgd_(model_.parameters(), {.lr = 0.01, .momentum = 0.9, .weight_decay = 5e-4}),
+        input_(std::move(input)),
+        target_(std::move(target)) {}
+
+  void steps(int count) {
+    for (int step = 0; step < count; ++step) {
+      sgd_.zero_grad();
+      torch::nn::functional::cross_entropy(model_.forward(input_), target_).backward();
+      sgd_.step();
+    }
+  }
+
+ private:
+  Model model_;
+  pardl::optim::SGD sgd_;
+  torch::Tensor input_, target_;
+};
+
+/// A bare module with the members that Trainer asks for.
+template <class Holder>
+struct Plain {
+  Holder net;
+  auto parameters() { return net->parameters(); }
+  torch::Tensor forward(torch::Tensor const& input) { return net->forward(input); }
+};
+
+/// Microseconds a step, of the slowest rank; all ranks begin together.
+template <class T>
+double slowest(pardl::ProcessGroup const& world, T& trainer, int steps) {
+  pardl::barrier(world);
+  torch::Tensor const elapsed = torch::tensor(benchmarks::seconds([&] { trainer.steps(steps); }), torch::kFloat64);
+  pardl::all_reduce(world, elapsed, pardl::ReduceOp::max).wait();
+  return elapsed.item<double>() / steps * 1e6;
+}
+
+template <class Holder>
+void measure(pardl::ProcessGroup const& world, Options const& options, Holder const& net, Holder const& twin,
+             torch::Tensor const& input, int steps) {
+  auto const target = torch::arange(input.size(0), torch::kLong) % 10;
+  Trainer plain{Plain<Holder>{twin}, input, target};
+  Trainer ddp{pardl::DistributedDataParallel{net, world}, input, target};
+  plain.steps(steps);  // warm-up: kernels chosen, buckets rebuilt
+  ddp.steps(steps);
+  std::vector<double> alone, together, ratio;
+  for (int block = 0; block < options.blocks; ++block) {
+    alone.push_back(slowest(world, plain, steps));
+    together.push_back(slowest(world, ddp, steps));
+    ratio.push_back(together.back() / alone.back());
+  }
+  if (world.rank() != 0) return;
+  auto const line = [&](char const* variant, std::vector<double> const& values, char const* unit) {
+    benchmarks::report("ddp_step", options.model + variant, world.size(), benchmarks::median(values), unit,
+                       options.repeat);
+  };
+  line("-plain", alone, "us");
+  line("-ddp", together, "us");
+  line("-overhead", ratio, "ratio");
+}
+
+torch::nn::Sequential mlp() {
+  return torch::nn::Sequential{torch::nn::Linear{784, 256}, torch::nn::ReLU{}, torch::nn::Linear{256, 10}};
+}
+
+models::WideResNet wrn() {
+  models::WideResNet net{models::WideResNetOptions{.depth = 16, .widen_factor = 1, .classes = 10}};
+  for (auto& parameter : net->parameters())
+    if (parameter.dim() == 4) parameter.set_data(parameter.contiguous(torch::MemoryFormat::ChannelsLast));
+  return net;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  return pardl::launch(argc, argv, [](pardl::ProcessGroup world, int count, char** arguments) {
+    Options options;
+    CLI::App app{"Microseconds a step of DDP and of the same step without it; --nproc N starts N ranks."};
+    app.add_option("--model", options.model)->check(CLI::IsMember({"mlp", "wrn"}))->capture_default_str();
+    app.add_option("--blocks", options.blocks, "pairs of blocks; medians are over them")->capture_default_str();
+    app.add_option("--steps", options.steps, "of a block; 0: 400 for mlp, 2 for wrn")->capture_default_str();
+    app.add_option("--repeat", options.repeat, "number of this repetition, for the CSV line")->capture_default_str();
+    CLI11_PARSE(app, count, arguments);
+
+    torch::set_num_threads(1);
+    torch::manual_seed(1);
+    if (options.model == "mlp") {
+      measure(world, options, mlp(), mlp(), torch::rand({32, 784}), options.steps ? options.steps : 400);
+    } else {
+      auto const images = torch::rand({256, 3, 32, 32}).contiguous(torch::MemoryFormat::ChannelsLast);
+      measure(world, options, wrn(), wrn(), images, options.steps ? options.steps : 2);
+    }
+    return 0;
+  });
+}

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: MIT
+"""Python's side of ddp_step.cpp: a step of DDP beside the same step without it, in alternating blocks, by torchrun."""
+import argparse
+import copy
+import statistics
+
+import common
+import torch
+import torch.distributed as dist
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel as DDP
+from wide_resnet import WideResNet, mlp
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--model", choices=["mlp", "wrn"], default="mlp")
+parser.add_argument("--blocks", type=int, default=10, help="pairs of blocks; medians are over them")
+parser.add_argument("--steps", type=int, default=0, help="of a block; 0: 400 for mlp, 2 for wrn")
+parser.add_argument("--repeat", type=int, default=1, help="number of this repetition, for the CSV line")
+args = parser.parse_args()
+
+torch.set_num_threads(1)
+torch.manual_seed(1)
+dist.init_process_group("gloo")
+rank, ranks = dist.get_rank(), dist.get_world_size()
+
+steps = args.steps or (400 if args.model == "mlp" else 2)
+if args.model == "mlp":
+    net, inputs = mlp(), torch.rand(32, 784)
+else:
+    net = WideResNet().to(memory_format=torch.channels_last)
+    inputs = torch.rand(256, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+targets = torch.arange(len(inputs)) % 10
+
+
+def trainer(model):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4, fused=True)
+
+    def block():
+        for _ in range(steps):
+            optimizer.zero_grad()
+            F.cross_entropy(model(inputs), targets).backward()
+            optimizer.step()
+
+    return block
+
+
+def slowest(block):
+    """Microseconds a step, of the slowest rank; all ranks begin together."""
+    dist.barrier()
+    elapsed = torch.tensor(common.seconds(block), dtype=torch.float64)
+    dist.all_reduce(elapsed, op=dist.ReduceOp.MAX)
+    return elapsed.item() / steps * 1e6
+
+
+plain, ddp = trainer(copy.deepcopy(net)), trainer(DDP(net))
+plain(), ddp()  # warm-up: kernels chosen, buckets rebuilt
+times = [(slowest(plain), slowest(ddp)) for _ in range(args.blocks)]
+if rank == 0:
+    for variant, value, unit in (("plain", statistics.median(p for p, _ in times), "us"),
+                                 ("ddp", statistics.median(d for _, d in times), "us"),
+                                 ("overhead", statistics.median(d / p for p, d in times), "ratio")):
+        common.report("ddp_step", f"{args.model}-{variant}", ranks, value, unit, args.repeat)
+dist.destroy_process_group()

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: MIT
+"""WRN-depth-width, layer for layer the WideResNet of examples/models/wide_resnet.hpp."""
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class WideBlock(nn.Module):
+    def __init__(self, inputs, outputs, stride):
+        super().__init__()
+        self.norm1 = nn.BatchNorm2d(inputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(outputs)
+        self.drop = nn.Dropout(0.0)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        changes = inputs != outputs or stride != 1
+        self.shortcut = nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False) if changes else None
+
+    def forward(self, x):
+        active = F.relu_(self.norm1(x))
+        y = self.conv2(self.drop(F.relu_(self.norm2(self.conv1(active)))))
+        return y + (self.shortcut(active) if self.shortcut is not None else x)
+
+
+class WideResNet(nn.Module):
+    def __init__(self, depth=16, widen_factor=1, classes=10, channels=3):
+        super().__init__()
+        blocks = (depth - 4) // 6
+        width = 16
+        layers = [nn.Conv2d(channels, width, 3, padding=1, bias=False)]
+        for stage in range(3):
+            outputs = (16 << stage) * widen_factor
+            for block in range(blocks):
+                layers.append(WideBlock(width, outputs, 2 if block == 0 and stage > 0 else 1))
+                width = outputs
+        self.features = nn.Sequential(*layers)
+        self.norm = nn.BatchNorm2d(width)
+        self.classify = nn.Linear(width, classes)
+
+    def forward(self, x):
+        return self.classify(F.relu_(self.norm(self.features(x))).mean((2, 3)))
+
+
+def mlp():
+    return nn.Sequential(nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 10))

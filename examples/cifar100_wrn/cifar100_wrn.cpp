@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: MIT
+/// WideResNet on CIFAR-100 (or what images there are) over many devices: DDP, mixed precision, early stopping.
+//
+//   examples/run cifar100_wrn                    alone: one GPU, or all cores
+//   examples/run cifar100_wrn --nproc 2          two ranks on this machine
+//   torchrun --no-python --nproc-per-node 4 build/release/examples/cifar100_wrn --batch-size 1024 --base-lr 0.04
+#include <torch/torch.h>
+
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <optional>
+#include <span>
+#include <string>
+
+#include "data.hpp"
+#include "models/wide_resnet.hpp"
+#include "options.hpp"
+#include "pardl/ddp.hpp"
+#include "report.hpp"
+
+namespace cifar100_wrn {
+
+/// --model as a network: [B, channels, 32, 32] to [B, classes].
+torch::nn::Sequential make_model(std::string const& name, std::int64_t channels, std::int64_t classes) {
+  if (name == "seed")
+    return torch::nn::Sequential{models::GuideWideResNet{models::GuideWideResNetOptions{.classes = classes, .channels = channels}}};
+  int depth = 0, width = 0, used = 0;
+  if (std::sscanf(name.c_str(), "wrn-%d-%d%n", &depth, &width, &used) != 2 || static_cast<std::size_t>(used) != name.size())
+    throw pardl::ConfigError(pardl::sentence("cifar100_wrn", "--model " + name, "it is seed, or wrn-DEPTH-WIDTH as in wrn-28-10"));
+  try {
+    return torch::nn::Sequential{models::WideResNet{
+        models::WideResNetOptions{.depth = depth, .widen_factor = width, .classes = classes, .channels = channels}}};
+  } catch (std::invalid_argument const& error) {
+    throw pardl::ConfigError(pardl::sentence("cifar100_wrn", "--model " + name, error.what()));
+  }
+}
+
+/// Module::to knows no memory format, so the weights of convolutions are moved one by one.
+void to_memory_format(torch::nn::Sequential& net, torch::MemoryFormat format) {
+  torch::NoGradGuard const no_grad;
+  for (auto& parameter : net->parameters())
+    if (parameter.dim() == 4) parameter.set_data(parameter.contiguous(format));
+}
+
+/// Images on this rank per step. The guide rounds the global batch down to a multiple of the ranks; so do we, and say so.
+std::int64_t batch_per_rank(Options const& options, pardl::ProcessGroup const& world, std::int64_t train_size) {
+  auto const per_rank = options.batch_size / world.size();
+  if (per_rank < 1)
+    throw pardl::ConfigError(pardl::sentence(
+        "cifar100_wrn", "--batch-size " + std::to_string(options.batch_size) + " over " + std::to_string(world.size()) + " ranks",
+        "give at least one image per rank"));
+  if (per_rank * world.size() > train_size)
+    throw pardl::ConfigError(pardl::sentence(
+        "cifar100_wrn", std::to_string(train_size) + " training images are fewer than a batch of " + std::to_string(options.batch_size),
+        "lower --batch-size or raise --limit-train"));
+  return per_rank;
+}
+
+int train(Options options, pardl::ProcessGroup const& world) {
+  settle(options, world.device());
+  torch::Device const device = world.device();
+  bool const gpu = device.is_cuda();
+  auto& settings = at::globalContext();
+  settings.setBenchmarkCuDNN(!options.deterministic);
+  settings.setDeterministicCuDNN(options.deterministic);
+  settings.setDeterministicAlgorithms(options.deterministic, /*warn_only=*/false);
+
+  auto images = load(options, world);
+  if (options.limit_train > 0) images.train = images.train.first(options.limit_train);
+  auto const per_rank = batch_per_rank(options, world, images.train.size());
+  auto const format = options.memory_format == "channels-last" ? torch::MemoryFormat::ChannelsLast : torch::MemoryFormat::Contiguous;
+
+  torch::manual_seed(options.seed);  // the same weights everywhere …
+  auto net = make_model(options.model, images.train.channels(), images.train.classes());
+  net->to(device);
+  to_memory_format(net, format);
+  torch::manual_seed(options.seed + 1 + static_cast<std::uint64_t>(world.rank()));  // … but dropout of each rank's own
+  pardl::DistributedDataParallel model{net, world, {.gradient_as_bucket_view = true}};
+
+  pardl::Normalize const normalize{images.train.mean(), images.train.stddev()};
+  pardl::DistributedSampler const sampler{images.train.size(), world, {.seed = options.seed}};
+  pardl::DataLoader const train_loader{images.train, sampler,
+                                       pardl::RandomCrop{32, 4} | pardl::RandomHorizontalFlip{} | normalize,
+                                       {.batch_size = per_rank,
+                                        .drop_last = true,
+                                        .workers = options.workers,
+                                        .device = device,
+                                        .resident = gpu,
+                                        .memory_format = format,
+                                        .seed = options.seed}};
+  pardl::DataLoader const test_loader{images.test,
+                                      pardl::DistributedSampler{images.test.size(), world,
+                                                                {.shuffle = false, .exact = true}},
+                                      normalize,
+                                      {.batch_size = per_rank,
+                                       .workers = options.workers,
+                                       .device = device,
+                                       .resident = gpu,
+                                       .memory_format = format}};
+
+  auto const precision = options.precision == "fp16" ? torch::kHalf : torch::kBFloat16;
+  bool const mixed = options.precision != "fp32";
+  pardl::optim::SGD sgd{model.parameters(), {.lr = options.base_lr, .momentum = 0.9, .weight_decay = 5e-4}};
+  pardl::GradScaler scaler{{.enabled = options.precision == "fp16"}};
+  auto const schedule = pardl::make_lr_schedule(options.schedule, {.steps = options.epochs * train_loader.batches()});
+  auto const stopping = pardl::any_of(pardl::Diverged{.metric = &EpochRecord::loss, .name = "validation loss"},
+                                      pardl::TargetReached{.metric = &EpochRecord::accuracy,
+                                                           .goal = pardl::Goal::maximize,
+                                                           .target = options.target_accuracy,
+                                                           .patience = options.patience,
+                                                           .name = "validation accuracy"},
+                                      pardl::MaxEpochs{options.epochs});
+  auto stop = pardl::stopper<EpochRecord>(stopping);
+  auto training_loss = pardl::stopper(pardl::Diverged{.name = "training loss"});
+  // Reading a loss waits for a GPU; a CPU has it already.
+  std::int64_t const look_every = gpu ? 25 : 1;
+
+  Report report{world, options};
+  report.started(images.train.name(), images.train.size(), images.test.size(), images.hint);
+  pardl::Progress progress{world, {.enabled = options.progress == "on" || (options.progress == "auto" && pardl::detect_terminal().interactive)}};
+
+  std::int64_t step = 0;
+  for (int epoch = 0;; ++epoch) {
+    model.train();
+    pardl::Meter meter{device};
+    progress.begin_epoch(epoch, train_loader.batches(), options.epochs);
+    for (auto [inputs, labels] : train_loader.epoch(epoch)) {
+      sgd.set_lr(options.base_lr * schedule(step));
+      sgd.zero_grad();
+      auto const loss = [&] {
+        pardl::Autocast const autocast{device, {.dtype = precision, .enabled = mixed}};
+        return torch::nn::functional::cross_entropy(model(inputs), labels);
+      }();
+      scaler.scale(loss).backward();
+      scaler.step(sgd);
+      scaler.update();
+      meter.add(loss, inputs.size(0));
+      // Under fp16 an overflow now and then is the scaler's business, until it has nothing left to scale by.
+      if (step % look_every == 0 && training_loss.observe(loss.item<double>()) == pardl::Verdict::fail &&
+          (!scaler.is_enabled() || scaler.get_scale() < 1))
+        throw pardl::Error(pardl::sentence("cifar100_wrn", world.rank(), world.size(),
+                                           training_loss.reason() + " in epoch " + std::to_string(epoch + 1) + ", step " + std::to_string(step),
+                                           "lower --base-lr, or look at the data"));
+      progress.on_batch(inputs.size(0) * world.size());
+      ++step;
+    }
+    auto const trained = meter.reduce(world);  // every rank is through its epoch once this has returned
+    progress.end_epoch();
+    auto const seen = pardl::evaluate(model, test_loader, world, {.autocast = mixed ? std::optional(precision) : std::nullopt});
+    EpochRecord const record{.train_loss = trained.loss, .loss = seen.loss, .accuracy = seen.accuracy,
+                             .seconds = trained.seconds, .images = trained.samples};
+    report.epoch(record);
+    auto const verdict = stop.observe(record);
+    if (verdict == pardl::Verdict::fail)
+      throw pardl::Error(pardl::sentence("cifar100_wrn", stop.reason() + " after epoch " + std::to_string(epoch + 1), "lower --base-lr"));
+    if (verdict == pardl::Verdict::stop) break;
+  }
+  report.finished(stop.reason());
+  return 0;
+}
+
+}  // namespace cifar100_wrn
+
+int main(int argc, char** argv) {
+  ::setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", /*overwrite=*/0);  // what --deterministic needs, before CUDA starts
+  return pardl::launch(argc, argv, [](pardl::ProcessGroup world, std::span<char* const> arguments) {
+    auto options = cifar100_wrn::parse(arguments.subspan(1), /*print_help=*/world.rank() == 0);
+    return options ? cifar100_wrn::train(std::move(*options), world) : 0;
+  });
+}
