@@ -24,7 +24,8 @@ inline pardl::data::ImageDataset synthetic_images(std::int64_t count) {
     word *= 2246822519U;
     pixel[i] = static_cast<std::uint8_t>(word >> 24);
   }
-  return {pixels, torch::arange(count, torch::kLong) * 7 % 10,
+  return {pixels,
+          torch::arange(count, torch::kLong) * 7 % 10,
           {.name = "synthetic", .classes = 10, .mean = {0.5071, 0.4867, 0.4408}, .stddev = {0.2675, 0.2565, 0.2761}}};
 }
 

@@ -88,8 +88,7 @@ torch::nn::Sequential mlp() {
 
 models::WideResNet wrn() {
   models::WideResNet net{models::WideResNetOptions{.depth = 16, .widen_factor = 1, .classes = 10}};
-  for (auto& parameter : net->parameters())
-    if (parameter.dim() == 4) parameter.set_data(parameter.contiguous(torch::MemoryFormat::ChannelsLast));
+  pardl::to_memory_format(net, torch::MemoryFormat::ChannelsLast);
   return net;
 }
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 /// Images per second that a DataLoader crops, flips and normalises into ready float batches; nothing is trained.
 ///
-/// Its peers are loader.py --style workers (as the guide's script loads) and --style batched (the most of plain PyTorch).
+/// Its peers are loader.py --style workers (as the guide's script loads) and --style batched (the most of plain
+/// PyTorch).
 #include <CLI/CLI.hpp>
 
 #include "common.hpp"
@@ -25,7 +26,9 @@ int main(int argc, char** argv) {
     auto const images = benchmarks::synthetic_images(size);
     auto const format = channels_last ? torch::MemoryFormat::ChannelsLast : torch::MemoryFormat::Contiguous;
     pardl::DataLoader const loader{
-        images, pardl::DistributedSampler{images.size(), world, {.seed = 7}}, benchmarks::augmentation(images),
+        images,
+        pardl::DistributedSampler{images.size(), world, {.seed = 7}},
+        benchmarks::augmentation(images),
         {.batch_size = batch_size, .drop_last = true, .workers = workers, .memory_format = format}};
     benchmarks::Forever batches{loader};
     auto const draw = [&](int number) {

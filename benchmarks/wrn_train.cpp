@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 /// Images per second of training WRN-16-1 over --nproc ranks of one thread, loading and augmenting included.
 ///
-/// Its peers are wrn_train.py --style seed (the guide's script) and --style equal (same precision and layout, no loading).
+/// Its peers are wrn_train.py --style seed (the guide's script) and --style equal (same precision and layout, no
+/// loading).
 #include <CLI/CLI.hpp>
 #include <optional>
 
@@ -24,14 +25,15 @@ int run(pardl::ProcessGroup const& world, Options const& options) {
   torch::set_num_threads(1);
   torch::manual_seed(1);
   models::WideResNet net{models::WideResNetOptions{.depth = 16, .widen_factor = 1, .classes = 10}};
-  for (auto& parameter : net->parameters())
-    if (parameter.dim() == 4) parameter.set_data(parameter.contiguous(torch::MemoryFormat::ChannelsLast));
-  pardl::DistributedDataParallel model{net, world};
+  pardl::to_memory_format(net, torch::MemoryFormat::ChannelsLast);
+  pardl::DistributedDataParallel model{net, world, {.gradient_as_bucket_view = true}};
   pardl::optim::SGD sgd{model.parameters(), {.lr = 0.01, .momentum = 0.9, .weight_decay = 5e-4}};
 
   auto const images = benchmarks::synthetic_images(options.images);
   pardl::DistributedSampler const sampler{images.size(), world, {.seed = 7}};
-  pardl::DataLoader const loader{images, sampler, benchmarks::augmentation(images),
+  pardl::DataLoader const loader{images,
+                                 sampler,
+                                 benchmarks::augmentation(images),
                                  {.batch_size = options.batch_size / world.size(),
                                   .drop_last = true,
                                   .workers = options.workers,

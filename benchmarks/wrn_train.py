@@ -3,8 +3,8 @@
 
 --style seed   as the multi-GPU guide's script is written: float32, NCHW, a DataLoader with workers and per-sample
                transforms, DDP, torch.optim.SGD as it comes.
---style equal  the hardest peer: precision and layout of the C++ side, fused SGD, and batches that lie ready in memory,
-               so that loading and augmenting, which the C++ side does, cost nothing here.
+--style equal  the hardest peer: precision, layout and DDP options of the C++ side, fused SGD, and batches that lie ready
+               in memory, so that loading and augmenting, which the C++ side does, cost nothing here.
 """
 import argparse
 import contextlib
@@ -56,7 +56,7 @@ else:
               labels[i::ranks][:batch_size]) for i in range(4)]
     batches = common.forever(lambda number: ready)
 
-model = DDP(model)
+model = DDP(model, gradient_as_bucket_view=args.style == "equal")
 optimizer = torch.optim.SGD(model.parameters(), **optimizer_options)
 loss_fn = nn.CrossEntropyLoss()
 bf16 = args.precision == "bf16"

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <filesystem>
 #include <optional>
 #include <span>
 #include <string>
@@ -36,11 +37,12 @@ torch::nn::Sequential make_model(std::string const& name, std::int64_t channels,
   }
 }
 
-/// Module::to knows no memory format, so the weights of convolutions are moved one by one.
-void to_memory_format(torch::nn::Sequential& net, torch::MemoryFormat format) {
-  torch::NoGradGuard const no_grad;
-  for (auto& parameter : net->parameters())
-    if (parameter.dim() == 4) parameter.set_data(parameter.contiguous(format));
+/// Found out before hours of training, not after them.
+void check_summary(std::filesystem::path const& file) {
+  auto const folder = file.has_parent_path() ? file.parent_path() : std::filesystem::path(".");
+  if (!file.empty() && (!std::filesystem::is_directory(folder) || std::filesystem::is_directory(file)))
+    throw pardl::ConfigError(pardl::sentence("cifar100_wrn", "--summary " + file.string() + " cannot be a file",
+                                             "name a file in a folder that exists"));
 }
 
 /// Images on this rank per step. The guide rounds the global batch down to a multiple of the ranks; so do we, and say so.
@@ -59,6 +61,7 @@ std::int64_t batch_per_rank(Options const& options, pardl::ProcessGroup const& w
 
 int train(Options options, pardl::ProcessGroup const& world) {
   settle(options, world.device());
+  check_summary(options.summary);
   torch::Device const device = world.device();
   bool const gpu = device.is_cuda();
   auto& settings = at::globalContext();
@@ -74,7 +77,7 @@ int train(Options options, pardl::ProcessGroup const& world) {
   torch::manual_seed(options.seed);  // the same weights everywhere …
   auto net = make_model(options.model, images.train.channels(), images.train.classes());
   net->to(device);
-  to_memory_format(net, format);
+  pardl::to_memory_format(net, format);
   torch::manual_seed(options.seed + 1 + static_cast<std::uint64_t>(world.rank()));  // … but dropout of each rank's own
   pardl::DistributedDataParallel model{net, world, {.gradient_as_bucket_view = true}};
 
@@ -117,7 +120,7 @@ int train(Options options, pardl::ProcessGroup const& world) {
   std::int64_t const look_every = gpu ? 25 : 1;
 
   Report report{world, options};
-  report.started(images.train.name(), images.train.size(), images.test.size(), images.hint);
+  report.started(images.train.name(), images.train.size(), images.test.size(), images.hint, per_rank);
   pardl::Progress progress{world, {.enabled = options.progress == "on" || (options.progress == "auto" && pardl::detect_terminal().interactive)}};
 
   std::int64_t step = 0;

@@ -36,7 +36,8 @@ class Report {
     std::fflush(stdout);
   }
 
-  void started(std::string const& data, std::int64_t train, std::int64_t test, std::string const& hint) {
+  void started(std::string const& data, std::int64_t train, std::int64_t test, std::string const& hint,
+               std::int64_t batch_per_rank) {
     data_ = data;
     train_images_ = train;
     test_images_ = test;
@@ -44,8 +45,9 @@ class Report {
         static_cast<long long>(test), hint.c_str());
     say("Training started with %d process%s across %d node%s.\n", world_.size(), world_.size() == 1 ? "" : "es",
         world_.nodes(), world_.nodes() == 1 ? "" : "s");
-    say("Using %d %s per node, backend %s, model %s, %s.\n", world_.local_size(), devices().c_str(),
-        std::string(world_.backend()).c_str(), options_.model.c_str(), options_.precision.c_str());
+    say("Using %d %s per node, backend %s; model %s, %s, batches of %lld (%lld on each rank).\n", world_.local_size(),
+        devices().c_str(), std::string(world_.backend()).c_str(), options_.model.c_str(), options_.precision.c_str(),
+        static_cast<long long>(batch_per_rank * world_.size()), static_cast<long long>(batch_per_rank));
   }
 
   void epoch(EpochRecord const& record) {

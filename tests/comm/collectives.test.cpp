@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT
 // Every collective on 1 to 4 ranks against a plain loop over what the ranks brought.
-#include <doctest/doctest.h>
 #include <torch/torch.h>
 
 #include <cstdint>
@@ -12,6 +11,9 @@
 #include "pardl/comm/collectives.hpp"
 #include "pardl/comm/process_group.hpp"
 #include "support/ranks.hpp"
+
+// Last: LibTorch's logging has a CHECK of its own.
+#include <doctest/doctest.h>
 
 namespace {
 
@@ -321,7 +323,7 @@ TEST_CASE("several operations may be under way, and done() comes without wait()"
     for (auto& work : works) work.wait();
     for (int i = 0; i < 20; ++i)
       CHECK(same(tensors[static_cast<std::size_t>(i)],
-                  combined(all_brought(3, {257}, torch::kFloat32, i), ReduceOp::sum)));
+                 combined(all_brought(3, {257}, torch::kFloat32, i), ReduceOp::sum)));
     works.front().wait();  // twice is harmless
   });
 }

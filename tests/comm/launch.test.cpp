@@ -229,9 +229,11 @@ TEST_CASE("ranks find torchrun's variables, and a fair share of the cores") {
 }
 
 TEST_CASE("the user's number of threads is left alone") {
-  auto const ended = run({worker, "--nproc", "2", "variables"}, {{"OMP_NUM_THREADS", "3"}});
+  Variables const user = {{"OMP_NUM_THREADS", "3"}};
+  auto const alone = run({worker, "variables"}, user).out;
+  auto const ended = run({worker, "--nproc", "2", "variables"}, user);
   CHECK(Process::count(ended.out, " OMP_NUM_THREADS=3 ") == 2);
-  CHECK(Process::count(ended.out, "threads=3\n") == 2);
+  CHECK(Process::count(ended.out, alone.substr(alone.find("threads="))) == 2);  // what LibTorch makes of it
 }
 
 TEST_CASE("the program gets its own arguments, and the group the launcher's options, alone and in ranks") {

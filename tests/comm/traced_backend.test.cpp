@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
 // What the stamping decorator promises: a failure names the operation and the ranks that have not come, ends all ranks,
 // and keeps its type through futures, the autograd engine and the Reducer.
-#include <doctest/doctest.h>
 #include <torch/torch.h>
 
 #include <latch>
@@ -14,6 +13,9 @@
 #include "pardl/comm/collectives.hpp"
 #include "pardl/comm/process_group.hpp"
 #include "support/ranks.hpp"
+
+// Last: LibTorch's logging has a CHECK of its own.
+#include <doctest/doctest.h>
 
 namespace {
 
@@ -36,19 +38,18 @@ std::string outcome(F&& f) {
   return "nothing";
 }
 
-/// A group of n whose operations may take a second.
-template <class F>
-void in_a_hurry(int n, F&& f) {
-  pardl::testing::with_ranks(n, std::forward<F>(f), {.timeout = 1s});
-}
+/// From here on operations may take a second. Not from the start: a busy machine may need longer to bring ranks
+/// together.
+void hurry(pardl::ProcessGroup& world) { world.set_timeout(1s); }
 
 }  // namespace
 
 TEST_CASE("a timeout names the operation, its number and shape, and the rank that has not come") {
   std::latch over(2);
-  in_a_hurry(3, [&](pardl::ProcessGroup world) {
+  pardl::testing::with_ranks(3, [&](pardl::ProcessGroup world) {
     auto tensor = torch::ones({4});
     pardl::broadcast(world, tensor, 1).wait();
+    hurry(world);
     if (world.rank() == 2) {
       over.wait();
       // Whoever comes later is told at once what happened, and not after another timeout.
@@ -67,8 +68,9 @@ TEST_CASE("a timeout names the operation, its number and shape, and the rank tha
 }
 
 TEST_CASE("ranks that call different operations are told which") {
-  in_a_hurry(2, [](pardl::ProcessGroup world) {
+  pardl::testing::with_ranks(2, [](pardl::ProcessGroup world) {
     auto tensor = torch::ones({4});
+    world.set_timeout(3s);
     auto const text = outcome([&] {
       if (world.rank() == 0)
         pardl::all_reduce(world, tensor).wait();
@@ -117,9 +119,10 @@ TEST_CASE("a rank that leaves by an exception ends the others' operations") {
 
 TEST_CASE("a message that does not come names its sender and where that is") {
   std::latch over(1);
-  in_a_hurry(2, [&](pardl::ProcessGroup world) {
+  pardl::testing::with_ranks(2, [&](pardl::ProcessGroup world) {
     auto tensor = torch::ones({3}, torch::kInt64);
     pardl::barrier(world);
+    hurry(world);
     if (world.rank() == 1) return over.wait();
     auto const text = outcome([&] { pardl::recv(world, tensor, 1, 7).wait(); });
     over.count_down();
@@ -140,7 +143,8 @@ TEST_CASE("a message nobody will send ends when another rank fails") {
 }
 
 TEST_CASE("the error keeps its type and sentence in the operation's future, and in one chained to it") {
-  in_a_hurry(2, [](pardl::ProcessGroup world) {
+  pardl::testing::with_ranks(2, [](pardl::ProcessGroup world) {
+    hurry(world);
     if (world.rank() == 1) return pardl::testing::wait_until_failed(world);
     auto work = pardl::all_reduce(world, torch::ones({4}));
     auto const future = work.future();
@@ -157,11 +161,12 @@ TEST_CASE("the error keeps its type and sentence in the operation's future, and 
 }
 
 TEST_CASE("the error reaches the caller of backward through c10d's Reducer") {
-  in_a_hurry(2, [](pardl::ProcessGroup world) {
+  pardl::testing::with_ranks(2, [](pardl::ProcessGroup world) {
     auto const weight = torch::ones({8, 8}, torch::requires_grad());
     c10d::Reducer reducer({weight}, {{0}}, world.c10d(), {false}, 25 << 20, false, false, {}, 1 << 20, false, false,
                           {});
     auto const loss = weight.mul(2).sum();
+    hurry(world);
     reducer.prepare_for_backward({loss});
     if (world.rank() == 1) return pardl::testing::wait_until_failed(world);
     auto const text = outcome([&] { loss.backward(); });
@@ -183,7 +188,8 @@ TEST_CASE("operations that c10d refuses are named, and do not count") {
 
 TEST_CASE("a group that has been shut down says so, and its end is bounded with work under way") {
   std::latch ended(1);
-  in_a_hurry(2, [&](pardl::ProcessGroup world) {
+  pardl::testing::with_ranks(2, [&](pardl::ProcessGroup world) {
+    hurry(world);
     if (world.rank() == 1) return ended.wait();
     auto work = pardl::all_reduce(world, torch::ones({4}));
     CHECK(has(outcome([&] { world.shutdown(); }), "CommTimeout"));  // the operation's failure is not lost

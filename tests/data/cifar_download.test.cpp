@@ -30,7 +30,7 @@ struct SmallSet {
   HttpServer server{[this](HttpAsk const& ask) { return file_answer(ask, bytes); }};
   std::string url = server.url("/pub/small-set.tar.gz");
   std::string md5 = [this] {
-    detail::Digests digests(std::vector{detail::ExpectedSum{"MD5", ""}});
+    pardl::data::detail::Digests digests(std::vector{pardl::data::detail::ExpectedSum{"MD5", ""}});
     digests.update(bytes.data(), bytes.size());
     std::string const words = digests.mismatch();  // "its MD5 sum is X and should be "
     return words.substr(15, 32);

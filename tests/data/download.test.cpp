@@ -134,9 +134,9 @@ TEST_CASE("a refused connection is a sentence") {
 TEST_CASE("a server that falls silent is given up") {
   TemporaryFolder folder;
   HttpServer server([](HttpAsk const& ask) {
-    HttpAnswer half = cut(file_answer(ask, payload, "\"v1\""), 100'000);
-    half.then_hang = true;
-    return half;
+    HttpAnswer partial = cut(file_answer(ask, payload, "\"v1\""), 100'000);
+    partial.then_hang = true;
+    return partial;
   });
   std::string const what = what_of<DataError>([&] { download(server.url(), folder / "file.bin", quiet()); });
   has(what, "the server has sent next to nothing for 1 s; 200000 bytes are kept");

@@ -73,6 +73,19 @@ TEST_CASE("what make throws comes out in its turn, with its type, and ends the s
   }
 }
 
+TEST_CASE("after a failure nothing behind it is started any more") {
+  std::atomic<std::int64_t> furthest = 0;
+  Prefetcher items(1'000'000, 2, 4, {[&](std::int64_t i) {
+                     if (i == 3) throw std::runtime_error("item 3");
+                     if (i > furthest) furthest = i;
+                     return boxed(i);
+                   }});
+  for (int i = 0; i < 3; ++i) (void)items.next();
+  CHECK_THROWS_WITH((void)items.next(), "item 3");
+  for (int turn = 0; turn < 10'000; ++turn) std::this_thread::yield();
+  CHECK(furthest <= 3 + 4);
+}
+
 TEST_CASE("leaving early makes no more than what was under way and what fits in the queue") {
   std::atomic<int> calls = 0;
   {

@@ -32,3 +32,6 @@ expect() {  # expect COUNT TEXT: so many lines of the last output hold it
   cat "$output"
   exit 1
 }
+free_port() {  # a port of loopback that is free now
+  python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
+}

@@ -71,7 +71,7 @@ TEST_CASE("Autocast casts while it lives, and leaves everything as it found it")
     Autocast const amp{torch::kCPU};
     CHECK((product().scalar_type() == torch::kBFloat16));
     {
-      Autocast const half{torch::kCPU, torch::kHalf};
+      Autocast const to_half{torch::kCPU, torch::kHalf};
       CHECK((product().scalar_type() == torch::kHalf));
       {
         Autocast const off{torch::kCPU, {.enabled = false, .cache_enabled = false}};

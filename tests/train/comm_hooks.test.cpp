@@ -63,19 +63,28 @@ auto narrow_mean(torch::ScalarType type) {
 
 TEST_CASE("the built-in hooks make bitwise what PyTorch's make") {
   SUBCASE("all_reduce") {
-    check_hook(2, [] { return hooks::all_reduce(); },
-               [](auto const& own) { return own[0].div(2) + own[1].div(2); });
+    check_hook(
+        2, [] { return hooks::all_reduce(); }, [](auto const& own) { return own[0].div(2) + own[1].div(2); });
   }
-  SUBCASE("fp16_compress") { check_hook(2, [] { return hooks::fp16_compress(); }, narrow_mean(torch::kHalf)); }
-  SUBCASE("bf16_compress") { check_hook(2, [] { return hooks::bf16_compress(); }, narrow_mean(torch::kBFloat16)); }
+  SUBCASE("fp16_compress") {
+    check_hook(
+        2, [] { return hooks::fp16_compress(); }, narrow_mean(torch::kHalf));
+  }
+  SUBCASE("bf16_compress") {
+    check_hook(
+        2, [] { return hooks::bf16_compress(); }, narrow_mean(torch::kBFloat16));
+  }
   SUBCASE("a wrapper around a hook") {
-    check_hook(2, [] { return hooks::fp16_compress(hooks::all_reduce()); }, narrow_mean(torch::kHalf));
+    check_hook(
+        2, [] { return hooks::fp16_compress(hooks::all_reduce()); }, narrow_mean(torch::kHalf));
   }
   SUBCASE("a wrapper around a wrapper") {
-    check_hook(2, [] { return hooks::fp16_compress(hooks::bf16_compress()); }, [](auto const& own) {
-      auto const twice = [](torch::Tensor const& t) { return t.to(torch::kHalf).to(torch::kBFloat16).div(2); };
-      return (twice(own[0]) + twice(own[1])).to(torch::kHalf).to(torch::kFloat32);
-    });
+    check_hook(
+        2, [] { return hooks::fp16_compress(hooks::bf16_compress()); },
+        [](auto const& own) {
+          auto const twice = [](torch::Tensor const& t) { return t.to(torch::kHalf).to(torch::kBFloat16).div(2); };
+          return (twice(own[0]) + twice(own[1])).to(torch::kHalf).to(torch::kFloat32);
+        });
   }
   SUBCASE("three ranks divide before they sum") {
     for (auto const& [type, tolerance] : {std::pair{torch::kHalf, 2e-3}, std::pair{torch::kBFloat16, 2e-2}}) {
@@ -101,25 +110,27 @@ TEST_CASE("a user's function is divided or not, as it says") {
     return pardl::all_reduce(world, bucket.getBuffer()).future();
   };
   SUBCASE("a sum is divided") {
-    check_hook(2, [&] { return hooks::returning_sum(sum); },
-               [](auto const& own) { return (own[0] + own[1]).div(2); });
+    check_hook(
+        2, [&] { return hooks::returning_sum(sum); }, [](auto const& own) { return (own[0] + own[1]).div(2); });
   }
   SUBCASE("a mean is taken as it is") {
-    check_hook(2, [&] { return hooks::returning_mean(sum); }, [](auto const& own) { return own[0] + own[1]; });
+    check_hook(
+        2, [&] { return hooks::returning_mean(sum); }, [](auto const& own) { return own[0] + own[1]; });
   }
   SUBCASE("a completed future needs no communication") {
-    check_hook(2,
-               [] {
-                 return hooks::returning_mean([](ProcessGroup const&, c10d::GradBucket& bucket) {
-                   return hooks::completed(torch::full_like(bucket.getBuffer(), 7));
-                 });
-               },
-               [](auto const& own) { return torch::full_like(own[0], 7); });
+    check_hook(
+        2,
+        [] {
+          return hooks::returning_mean([](ProcessGroup const&, c10d::GradBucket& bucket) {
+            return hooks::completed(torch::full_like(bucket.getBuffer(), 7));
+          });
+        },
+        [](auto const& own) { return torch::full_like(own[0], 7); });
   }
   SUBCASE("a sum under a wrapper is still divided") {
-    check_hook(2, [&] { return hooks::fp16_compress(hooks::returning_sum(sum)); }, [](auto const& own) {
-      return (own[0].to(torch::kHalf) + own[1].to(torch::kHalf)).to(torch::kFloat32).div(2);
-    });
+    check_hook(
+        2, [&] { return hooks::fp16_compress(hooks::returning_sum(sum)); },
+        [](auto const& own) { return (own[0].to(torch::kHalf) + own[1].to(torch::kHalf)).to(torch::kFloat32).div(2); });
   }
 }
 
@@ -181,22 +192,21 @@ TEST_CASE("a hook that throws ends backward with its own words, and the wrapper 
                   "the hook's own words");
   }
   SUBCASE("in its future") {
-    check_failure(hooks::returning_mean([](ProcessGroup const&, c10d::GradBucket& bucket) {
-                    return hooks::completed(bucket.getBuffer())->then(
-                        [](c10::ivalue::Future&) -> c10::IValue { throw std::runtime_error("the future's own words"); },
-                        c10::TensorType::get());
-                  }),
-                  "the future's own words");
+    check_failure(
+        hooks::returning_mean([](ProcessGroup const&, c10d::GradBucket& bucket) {
+          return hooks::completed(bucket.getBuffer())
+              ->then([](c10::ivalue::Future&) -> c10::IValue { throw std::runtime_error("the future's own words"); },
+                     c10::TensorType::get());
+        }),
+        "the future's own words");
   }
   SUBCASE("no future at all") {
-    check_failure(
-        hooks::returning_mean([](ProcessGroup const&, c10d::GradBucket&) { return pardl::TensorFuture(); }),
-        "returned a null future");
+    check_failure(hooks::returning_mean([](ProcessGroup const&, c10d::GradBucket&) { return pardl::TensorFuture(); }),
+                  "returned a null future");
   }
   SUBCASE("a tensor of another size") {
-    check_failure(hooks::returning_mean([](ProcessGroup const&, c10d::GradBucket&) {
-                    return hooks::completed(torch::zeros({3}));
-                  }),
+    check_failure(hooks::returning_mean(
+                      [](ProcessGroup const&, c10d::GradBucket&) { return hooks::completed(torch::zeros({3})); }),
                   "made 3 elements of the 435 of bucket 0");
   }
 }
@@ -223,18 +233,17 @@ TEST_CASE("an exception in the graph is named beside the parameters that it cut 
 
 TEST_CASE("a peer that is gone ends backward with its cause, and so the next forward") {
   std::string at_backward, at_forward;
-  with_ranks(
-      2,
-      [&](ProcessGroup world) {
-        Mlp net(1);
-        DistributedDataParallel model{net, world};
-        for (int s = 0; s < 2; ++s) loss_of(model(batch_of(world.rank(), s))).backward();
-        auto const loss = loss_of(model(batch_of(world.rank(), 2)));
-        if (world.rank() == 1) return;  // the group goes with the thread
-        at_backward = message_of([&] { loss.backward(); });
-        at_forward = message_of([&] { (void)model(batch_of(0, 1)); });
-      },
-      {.timeout = std::chrono::milliseconds(3000)});
+  with_ranks(2,
+             [&](ProcessGroup world) {
+               Mlp net(1);
+               DistributedDataParallel model{net, world};
+               for (int s = 0; s < 2; ++s) loss_of(model(batch_of(world.rank(), s))).backward();
+               auto const loss = loss_of(model(batch_of(world.rank(), 2)));
+               if (world.rank() == 1) return;  // the group goes with the thread
+               at_backward = message_of([&] { loss.backward(); });
+               at_forward = message_of([&] { (void)model(batch_of(0, 1)); });
+             },
+             {.timeout = std::chrono::milliseconds(3000)});
   CHECK_MESSAGE(contains(at_backward, "all_reduce"), at_backward);
   CHECK_MESSAGE(contains(at_forward, "[ddp] rank 0/2: the last backward failed"), at_forward);
   CHECK_MESSAGE(contains(at_forward, "all_reduce"), at_forward);

@@ -93,7 +93,9 @@ TEST_CASE("models that differ between ranks make all ranks throw and name the fi
   using Linear = torch::nn::Linear;
   using Layers = std::vector<Linear>;
   SUBCASE("shape") {
-    check_mismatch(wrap_sequential([](int rank) { return Layers{Linear(4, 3), Linear(3, 2 + rank)}; }),
+    check_mismatch(wrap_sequential([](int rank) {
+                     return Layers{Linear(4, 3), Linear(3, 2 + rank)};
+                   }),
                    {"parameter '1.weight' is Float [2, 3]", "on rank 0, but Float [3, 3]", "on rank 1"});
   }
   SUBCASE("dtype") {
@@ -115,11 +117,15 @@ TEST_CASE("models that differ between ranks make all ranks throw and name the fi
         {"parameter 'weight'", "with strides [8, 4, 2, 1] on rank 0", "with strides [8, 1, 4, 2] on rank 1"});
   }
   SUBCASE("number, rank 1 has more") {
-    check_mismatch(wrap_sequential([](int rank) { return rank ? Layers{Linear(2, 2), Linear(2, 2)} : Layers{Linear(2, 2)}; }),
+    check_mismatch(wrap_sequential([](int rank) {
+                     return rank ? Layers{Linear(2, 2), Linear(2, 2)} : Layers{Linear(2, 2)};
+                   }),
                    {"rank 0 has 2 parameters and buffers and rank 1 has 4: rank 0 lacks parameter '1.weight'"});
   }
   SUBCASE("number, rank 0 has more") {
-    check_mismatch(wrap_sequential([](int rank) { return rank ? Layers{Linear(2, 2)} : Layers{Linear(2, 2), Linear(2, 2)}; }),
+    check_mismatch(wrap_sequential([](int rank) {
+                     return rank ? Layers{Linear(2, 2)} : Layers{Linear(2, 2), Linear(2, 2)};
+                   }),
                    {"rank 1 lacks parameter '1.weight'"});
   }
   SUBCASE("name") {
@@ -257,6 +263,10 @@ TEST_CASE("buckets follow the sizes asked for, once the order of gradients is kn
     CHECK(buckets_after({.bucket_cap_mib = 0.0005}, 2) > 1);
     CHECK(buckets_after({.bucket_cap_mib = 0.0005, .find_unused_parameters = true}, 0) > 1);
     CHECK(buckets_after({}, 2) == 1);
+    Mlp net(1);
+    DistributedDataParallel model{net, world, {.bucket_cap_mib = 0.0005, .find_unused_parameters = true}};
+    auto const first = model.reducer().get_grad_buckets().front().getParameters();
+    CHECK(first.back().is_same(net->c->bias));  // what was registered last is ready first
     CHECK(buckets_after({.bucket_cap_mib_list = {0.00001, 25}}, 0) == 2);
   });
 }
@@ -364,6 +374,9 @@ TEST_CASE("shared and frozen parameters, a plain module by reference, several ar
     auto const total = pardl::all_sum(world, net.a->weight.grad().sum().item<double>());
     CHECK(total == doctest::Approx(2 * net.a->weight.grad().sum().item<double>()));
     CHECK_FALSE(net.frozen.grad().defined());
+    std::size_t reduced = 0;
+    for (auto const& bucket : model.reducer().get_grad_buckets()) reduced += bucket.getParameters().size();
+    CHECK(reduced == 3);  // a's and b's own weight and the scale
   });
 }
 
@@ -396,7 +409,8 @@ TEST_CASE("an embedding's sparse gradients are averaged") {
     DistributedDataParallel model{table, world};
     model(torch::tensor({world.rank(), 3})).sum().backward();
     CHECK(table->weight.grad().is_sparse());
-    CHECK(torch::equal(table->weight.grad().to_dense(), torch::tensor({{.5, .5}, {.5, .5}, {0., 0.}, {1., 1.}}).to(torch::kFloat32)));
+    CHECK(torch::equal(table->weight.grad().to_dense(),
+                       torch::tensor({{.5, .5}, {.5, .5}, {0., 0.}, {1., 1.}}).to(torch::kFloat32)));
   });
 }
 

@@ -101,8 +101,7 @@ TEST_CASE("a rank without any batch joins at once, static graph or not") {
         step(alone->parameters(), gradients(*alone), 0.2);
       }
       auto const got = net->parameters();
-      for (std::size_t i = 0; i < got.size(); ++i)
-        CHECK(torch::allclose(got[i], alone->parameters()[i], 1e-5, 1e-6));
+      for (std::size_t i = 0; i < got.size(); ++i) CHECK(torch::allclose(got[i], alone->parameters()[i], 1e-5, 1e-6));
     });
 }
 

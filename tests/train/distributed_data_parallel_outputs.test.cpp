@@ -115,8 +115,11 @@ TEST_CASE("a tensor, pair, tuple, vector, array, map, optional, variant, struct 
     check_output([](T a, T b) { return std::pair{a, b}; }, [](auto& out) { return out.first; });
   }
   SUBCASE("nested tuple") {
-    check_output([](T a, T b) { return std::tuple{b, std::tuple{1, a}}; },
-                 [](auto& out) { return std::get<1>(std::get<1>(out)); });
+    check_output(
+        [](T a, T b) {
+          return std::tuple{b, std::tuple{1, a}};
+        },
+        [](auto& out) { return std::get<1>(std::get<1>(out)); });
   }
   SUBCASE("vector") {
     check_output([](T a, T b) { return std::vector<T>{b, a}; }, [](auto& out) { return out[1]; });
@@ -125,12 +128,18 @@ TEST_CASE("a tensor, pair, tuple, vector, array, map, optional, variant, struct 
     check_output([](T a, T b) { return std::array<T, 2>{b, a}; }, [](auto& out) { return out[1]; });
   }
   SUBCASE("map") {
-    check_output([](T a, T b) { return std::map<std::string, T>{{"a", a}, {"b", b}}; },
-                 [](auto& out) { return out.at("a"); });
+    check_output(
+        [](T a, T b) {
+          return std::map<std::string, T>{{"a", a}, {"b", b}};
+        },
+        [](auto& out) { return out.at("a"); });
   }
   SUBCASE("unordered_map of vectors") {
-    check_output([](T a, T b) { return std::unordered_map<int, std::vector<T>>{{1, {a}}, {2, {b}}}; },
-                 [](auto& out) { return out.at(1)[0]; });
+    check_output(
+        [](T a, T b) {
+          return std::unordered_map<int, std::vector<T>>{{1, {a}}, {2, {b}}};
+        },
+        [](auto& out) { return out.at(1)[0]; });
   }
   SUBCASE("OrderedDict") {
     check_output(
@@ -143,8 +152,11 @@ TEST_CASE("a tensor, pair, tuple, vector, array, map, optional, variant, struct 
         [](auto& out) { return out["a"]; });
   }
   SUBCASE("optional and variant") {
-    check_output([](T a, T b) { return std::pair<std::optional<T>, std::variant<int, T>>{a, b}; },
-                 [](auto& out) { return *out.first; });
+    check_output(
+        [](T a, T b) {
+          return std::pair<std::optional<T>, std::variant<int, T>>{a, b};
+        },
+        [](auto& out) { return *out.first; });
   }
   SUBCASE("struct") {
     check_output([](T a, T b) { return Heads{b, {"x", {a}}}; }, [](auto& out) { return out.inner.rest[0]; });

@@ -70,7 +70,7 @@ struct Loader {
 /// 41 samples whose losses do not add up the same in every order.
 Pair data() {
   torch::manual_seed(3);
-  auto const inputs = torch::randn({41, 10}) * torch::logspace(-4, 1, 41).unsqueeze(1);
+  auto const inputs = torch::randn({41, 10}, torch::kFloat64) * torch::logspace(-4, 1, 41).unsqueeze(1);
   return {inputs, torch::randint(10, {41})};
 }
 

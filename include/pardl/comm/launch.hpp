@@ -15,12 +15,18 @@
 ///   --backend B         gloo, nccl, …          --device D   cpu, cuda, or cuda:1
 ///   --timeout SECONDS   of one operation of the group, and of the ranks' first meeting
 ///
+/// Each rank finds torchrun's variables, and an equal share of the cores in OMP_NUM_THREADS unless the user set it.
+/// With more than one rank every line they print stands behind `[rank] `; rank 0 reads our input, the others /dev/null.
+/// A MASTER_PORT that is set is the store's port, on 127.0.0.1 as always.
+///
 /// As a launcher it ends with the code of the rank that failed first, 128 plus the signal if one was killed, and names
 /// it as the root cause. No rank, store or file is left behind, even if it is killed itself.
 #pragma once
 
+#include <fcntl.h>
 #include <torch/cuda.h>
 #include <torch/types.h>
+#include <unistd.h>
 
 #include <chrono>
 #include <concepts>
@@ -172,6 +178,8 @@ inline void do_duty() {
         sentence("launch", env.rank, env.size,
                  "--nproc asks for ranks, but " + std::string(name(env.launcher)) + " has started this one",
                  "leave out --nproc, or start the program without " + std::string(name(env.launcher))));
+  for (int const standard : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO})  // else a pipe of ours would take its place
+    if (::fcntl(standard, F_GETFD) < 0) (void)!::open("/dev/null", O_RDWR);
   SupervisorPlan plan;
   plan.ranks = *arguments.nproc == "gpu"   ? count_gpus(arguments.worker)
                : *arguments.nproc == "cpu" ? usable_cores()

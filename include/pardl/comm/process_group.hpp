@@ -73,6 +73,11 @@ class ProcessGroup {
   [[nodiscard]] int local_size() const noexcept { return state_->places.local_size; }
   /// How long one operation may take.
   [[nodiscard]] std::chrono::milliseconds timeout() const noexcept { return state_->timeout; }
+  /// Changes it for operations begun from now on, through every copy of the handle. Local; ranks should do it alike.
+  void set_timeout(std::chrono::milliseconds limit) {
+    if (size() > 1) detail::translated([&] { c10d()->getDefaultBackend()->setTimeout(limit); });
+    state_->timeout = limit;
+  }
   /// The group, for anything of LibTorch that takes one.
   [[nodiscard]] c10::intrusive_ptr<c10d::ProcessGroup> const& c10d() const noexcept { return state_->group; }
 

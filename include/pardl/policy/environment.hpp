@@ -320,7 +320,6 @@ inline Environment with_meeting_point(Environment e) {
 inline void check_agreement(std::optional<int> rank, std::optional<int> size, Environment const& outer) {
   // More ranks than srun or mpirun started: a script in each task starts several. That is its business.
   if (size && *size > outer.size) return;
-  // In a job step of one task a script may have set any rank of a world of one; more it cannot be.
   if ((!size || *size == outer.size) && (!rank || *rank == outer.rank)) return;
   auto const said = [](char const* variable, std::optional<int> value) {
     return value ? std::string(variable) + "=" + std::to_string(*value) + " " : std::string();

@@ -8,7 +8,8 @@
 /// order on every rank; backward waits for the futures at its end.
 /// ```
 /// model.register_comm_hook(pardl::comm_hooks::bf16_compress());
-/// model.register_comm_hook(pardl::comm_hooks::returning_sum([](pardl::ProcessGroup const& world, c10d::GradBucket& b) {
+/// model.register_comm_hook(pardl::comm_hooks::returning_sum([](pardl::ProcessGroup const& world, c10d::GradBucket& b)
+/// {
 ///   return pardl::all_reduce(world, b.getBufferRef()).future();
 /// }));
 /// ```

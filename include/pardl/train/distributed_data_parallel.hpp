@@ -2,9 +2,9 @@
 /// \file   Data-parallel training: a replica on every rank, gradients averaged bucket by bucket while backward runs.
 /// \layer  train.
 ///
-/// The engine is LibTorch's own c10d::Reducer, so buckets, overlap, unused parameters, static graphs and hooks mean what
-/// PyTorch documents for torch.nn.parallel.DistributedDataParallel
-/// (Li et al., "PyTorch Distributed: Experiences on Accelerating Data Parallel Training", VLDB 13(12), 2020).
+/// The engine is LibTorch's own c10d::Reducer, so buckets, overlap, unused parameters, static graphs and hooks mean
+/// what PyTorch documents for torch.nn.parallel.DistributedDataParallel (Li et al., "PyTorch Distributed: Experiences
+/// on Accelerating Data Parallel Training", VLDB 13(12), 2020).
 /// ```
 /// pardl::DistributedDataParallel model{net, world, {.gradient_as_bucket_view = true}};
 /// torch::optim::SGD sgd{model.parameters(), 0.1};
@@ -37,6 +37,7 @@
 #include "pardl/train/comm_hooks.hpp"
 #include "pardl/train/detail/ddp_engine.hpp"
 #include "pardl/train/detail/join.hpp"
+#include "pardl/train/distributed_data_parallel_options.hpp"
 #include "pardl/train/for_each_tensor.hpp"
 #include "pardl/train/module_like.hpp"
 #include "pardl/train/state_dict.hpp"

@@ -111,8 +111,8 @@ concept gives_batches = requires(L& loader) {
 /// If the model has sync_buffers() it is called once, first, so that every rank measures the same model. From there on
 /// the wrapped module is called, never the wrapper: no rank waits for another until the sums are added up, and one
 /// whose share is empty hangs nobody. The model runs in evaluation mode without gradients, and is left in the modes
-/// that it was in, also after an exception. Let the sampler neither repeat nor drop (Remainder::keep), or samples count
-/// twice or not at all.
+/// that it was in, also after an exception. Let the sampler neither repeat nor drop (DistributedSampler with .exact),
+/// or samples count twice or not at all.
 ///
 /// \param model    a module, a handle of one, or a wrapper with module(); its forward takes a batch's inputs.
 /// \param loader   epoch(n) is a range of batches {inputs, targets}, as a DataLoader's; or such a range itself.

@@ -77,8 +77,8 @@ concept switches_mode = requires(T& module) {
 /// Something that can be trained: parameters() and named_parameters(), buffers() and named_buffers(), train() and
 /// eval(). Models: any torch::nn::Module, a shared_ptr or a holder of one, Sequential, DistributedDataParallel.
 template <class M>
-concept module_like =
-    has_parameters<detail::contained_t<M>> && has_buffers<detail::contained_t<M>> && switches_mode<detail::contained_t<M>>;
+concept module_like = has_parameters<detail::contained_t<M>> && has_buffers<detail::contained_t<M>> &&
+                      switches_mode<detail::contained_t<M>>;
 
 /// A module whose forward takes these arguments. Its return type may be anything.
 template <class M, class... Args>

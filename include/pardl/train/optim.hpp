@@ -23,12 +23,12 @@
 #include <torch/ordered_dict.h>
 #include <torch/types.h>
 
-#include <array>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -333,26 +333,16 @@ inline void SGD::step_plain(SGDOptions const& options, std::size_t index, torch:
 
 namespace pardl::inline PARDL_ABI::detail {
 
-/// The settings that a state holds, each under Python's name.
-struct SGDSetting {
-  char const* name;
-  double (*get)(optim::SGDOptions const&);
-  void (*set)(optim::SGDOptions&, double);
-};
-
-inline constexpr std::array<SGDSetting, 6> sgd_settings{{
-    {"lr", [](optim::SGDOptions const& o) { return o.lr; }, [](optim::SGDOptions& o, double v) { o.lr = v; }},
-    {"momentum", [](optim::SGDOptions const& o) { return o.momentum; },
-     [](optim::SGDOptions& o, double v) { o.momentum = v; }},
-    {"dampening", [](optim::SGDOptions const& o) { return o.dampening; },
-     [](optim::SGDOptions& o, double v) { o.dampening = v; }},
-    {"weight_decay", [](optim::SGDOptions const& o) { return o.weight_decay; },
-     [](optim::SGDOptions& o, double v) { o.weight_decay = v; }},
-    {"nesterov", [](optim::SGDOptions const& o) { return o.nesterov ? 1.0 : 0.0; },
-     [](optim::SGDOptions& o, double v) { o.nesterov = v != 0; }},
-    {"maximize", [](optim::SGDOptions const& o) { return o.maximize ? 1.0 : 0.0; },
-     [](optim::SGDOptions& o, double v) { o.maximize = v != 0; }},
-}};
+/// Visits the settings that a state holds, each under Python's name. Options may be const.
+template <class Options, class F>
+void each_sgd_setting(Options& options, F&& visit) {
+  visit("lr", options.lr);
+  visit("momentum", options.momentum);
+  visit("dampening", options.dampening);
+  visit("weight_decay", options.weight_decay);
+  visit("nesterov", options.nesterov);
+  visit("maximize", options.maximize);
+}
 
 inline std::string buffer_key(std::size_t parameter) {
   return "state." + std::to_string(parameter) + ".momentum_buffer";
@@ -370,9 +360,10 @@ inline torch::OrderedDict<std::string, torch::Tensor> SGD::state_dict() const {
     if (counts) state.insert(detail::buffer_key(i), buffer);
   }
   for (std::size_t g = 0; g < groups_.size(); ++g)
-    for (auto const& setting : detail::sgd_settings)
-      state.insert("param_groups." + std::to_string(g) + "." + setting.name,
-                   torch::tensor(setting.get(groups_[g].options), torch::kFloat64));
+    detail::each_sgd_setting(groups_[g].options, [&](char const* name, auto value) {
+      state.insert("param_groups." + std::to_string(g) + "." + name,
+                   torch::tensor(static_cast<double>(value), torch::kFloat64));
+    });
   return state;
 }
 
@@ -385,14 +376,14 @@ inline void SGD::load_state_dict(torch::OrderedDict<std::string, torch::Tensor> 
   std::size_t used = 0;
   auto groups = groups_;
   for (std::size_t g = 0; g < groups.size(); ++g) {
-    for (auto const& setting : detail::sgd_settings) {
-      auto const key = "param_groups." + std::to_string(g) + "." + setting.name;
+    detail::each_sgd_setting(groups[g].options, [&](char const* name, auto& setting) {
+      auto const key = "param_groups." + std::to_string(g) + "." + name;
       auto const* value = state.find(key);
       if (!value) refuse(key + " is missing");
       if (!value->defined() || value->numel() != 1) refuse(key + " is not one number");
-      setting.set(groups[g].options, value->item<double>());
+      setting = static_cast<std::remove_reference_t<decltype(setting)>>(value->item<double>());
       ++used;
-    }
+    });
     try {
       check(groups[g].options);
     } catch (ConfigError const& error) {

@@ -85,7 +85,7 @@ class SelfBackend final : public c10d::Backend {
     return copied(Op::ALLGATHER_COALESCED, all, in);
   }
   Done allgather_into_tensor_coalesced(Tensors& out, Tensors& in, c10d::AllgatherOptions const&) override {
-    return copied(Op::ALLGATHER_INTO_TENSOR_COALESCED, out, in);
+    return copied(Op::COALESCED, out, in);
   }
   Done gather(Lists& out, Tensors& in, c10d::GatherOptions const&) override { return copied(Op::GATHER, out, in); }
   Done scatter(Tensors& out, Lists& in, c10d::ScatterOptions const&) override { return copied(Op::SCATTER, out, in); }
@@ -96,7 +96,7 @@ class SelfBackend final : public c10d::Backend {
     return copied(Op::_REDUCE_SCATTER_BASE, out, in);
   }
   Done reduce_scatter_tensor_coalesced(Tensors& out, Tensors& in, c10d::ReduceScatterOptions const&) override {
-    return copied(Op::REDUCE_SCATTER_TENSOR_COALESCED, out, in);
+    return copied(Op::COALESCED, out, in);
   }
   Done alltoall_base(at::Tensor& out, at::Tensor& in, std::vector<std::int64_t>&, std::vector<std::int64_t>&,
                      c10d::AllToAllOptions const&) override {

@@ -8,7 +8,6 @@
 #pragma once
 
 #include <fcntl.h>
-#include <unistd.h>
 
 #include <chrono>
 #include <cstdint>
@@ -18,6 +17,7 @@
 #include <string>
 #include <string_view>
 
+#include "pardl/io/posix.hpp"
 #include "pardl/policy/detail/slurm.hpp"
 #include "pardl/version.hpp"
 
@@ -66,10 +66,9 @@ struct LastWords {
 /// The text that torchrun reads.
 [[nodiscard]] inline std::string error_file_text(LastWords const& words) {
   auto const message = json_string(words.message);  // twice, since the second is what torchrun prints
-  return "{\"message\":{\"message\":" + message + ",\"extraInfo\":{\"py_callstack\":" + message +
-         ",\"timestamp\":\"" + std::to_string(words.unix_ns / 1'000'000'000) +
-         "\",\"timestamp_ns\":\"" + std::to_string(words.unix_ns) + "\",\"symptom\":\"" + (words.symptom ? "1" : "0") +
-         "\"}}}";
+  return "{\"message\":{\"message\":" + message + ",\"extraInfo\":{\"py_callstack\":" + message + ",\"timestamp\":\"" +
+         std::to_string(words.unix_ns / 1'000'000'000) + "\",\"timestamp_ns\":\"" + std::to_string(words.unix_ns) +
+         "\",\"symptom\":\"" + (words.symptom ? "1" : "0") + "\"}}}";
 }
 
 /// The string that follows the last `"key":"` of a JSON text that error_file_text wrote.
@@ -101,18 +100,12 @@ struct LastWords {
                    .symptom = json_value(json, "symptom") == "1"};
 }
 
-/// Writes a rank's last words; what cannot be written is lost, since the failure itself matters more.
-inline void write_error_file(std::string const& path, LastWords const& words) {
-  if (path.empty()) return;
-  int const file = ::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-  if (file < 0) return;
+/// Writes a rank's last words. False if there is no place for them, or it does not take them.
+[[nodiscard]] inline bool write_error_file(std::string const& path, LastWords const& words) {
+  if (path.empty()) return false;
+  auto const file = io::open_file(path, O_WRONLY | O_CREAT | O_TRUNC, 0600);
   std::string const text = error_file_text(words);
-  for (std::size_t done = 0; done < text.size();) {
-    auto const wrote = ::write(file, text.data() + done, text.size() - done);
-    if (wrote <= 0) break;
-    done += static_cast<std::size_t>(wrote);
-  }
-  ::close(file);
+  return file && io::write_all(file.get(), text.data(), text.size()) == 0;
 }
 
 }  // namespace pardl::inline PARDL_ABI::detail::launching

@@ -20,9 +20,9 @@ struct Failure {
   int rank = 0;
   int size = 1;
   pid_t pid = 0;
-  int status = 0;                  ///< of waitpid
-  std::int64_t unix_ns = 0;        ///< when it was written down by the rank, or else seen by the launcher
-  bool late = false;               ///< after the launcher had begun to end the ranks
+  int status = 0;                    ///< of waitpid
+  std::int64_t unix_ns = 0;          ///< when it was written down by the rank, or else seen by the launcher
+  bool late = false;                 ///< after the launcher had begun to end the ranks
   std::optional<LastWords> words{};  ///< what the rank said
 
   [[nodiscard]] bool symptom() const { return words && words->symptom; }

@@ -6,12 +6,14 @@
 /// shown as it stands, taken away while another rank's line is printed, and drawn again below it.
 #pragma once
 
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <cstddef>
+#include <deque>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -103,6 +105,41 @@ class Screen {
   struct stat b {};
   return ::fstat(one, &a) == 0 && ::fstat(other, &b) == 0 && a.st_dev == b.st_dev && a.st_ino == b.st_ino;
 }
+
+/// Columns of the terminal behind a descriptor; 0 if there is none.
+[[nodiscard]] inline int terminal_columns(int descriptor) {
+  winsize size{};
+  if (::isatty(descriptor) != 1) return 0;
+  constexpr int usual = 80;
+  return ::ioctl(descriptor, TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : usual;
+}
+
+/// This process's stdout and stderr. Two streams of one terminal share its one row, and two of one file must not cut
+/// each other's lines: they are one screen then.
+class Screens {
+ public:
+  Screens() {
+    screens_.emplace_back(STDOUT_FILENO, terminal_columns(STDOUT_FILENO));
+    if (!same_output(STDOUT_FILENO, STDERR_FILENO))
+      screens_.emplace_back(STDERR_FILENO, terminal_columns(STDERR_FILENO));
+  }
+
+  /// \param stream  0: stdout's, 1: stderr's.
+  [[nodiscard]] Screen& of(std::size_t stream) { return screens_[std::min(stream, screens_.size() - 1)]; }
+  [[nodiscard]] std::deque<Screen>& all() { return screens_; }
+  /// Of the terminal that stdout is; 0 if it is none.
+  [[nodiscard]] int columns() const { return screens_.front().columns(); }
+
+  /// Writes all that waits, however long that takes.
+  void flush() {
+    for (auto& screen : screens_)
+      while (screen.pending())
+        if (screen.write_some() != 0) screen.discard();
+  }
+
+ private:
+  std::deque<Screen> screens_;  // relays point to them
+};
 
 /// One stream of one rank on its way to a screen.
 class LineRelay {

@@ -67,7 +67,7 @@ class RollCall : public std::enable_shared_from_this<RollCall> {
   std::uint64_t enter(Stamp& stamp, std::function<void(std::exception_ptr)> fail) {
     std::lock_guard lock(mutex_);
     if (verdict_) refuse(stamp);
-    if (stamp.timeout.count() < 0) stamp.timeout = plan_.timeout;
+    if (stamp.timeout.count() < 0) stamp.timeout = timeout_;
     if (stamp.collective) {
       stamp.number = ++issued_;
       recent_.push_back(stamp);
@@ -153,6 +153,12 @@ class RollCall : public std::enable_shared_from_this<RollCall> {
   void check_unheard() {
     if (!heard_) check();
   }
+  /// Of operations begun from now on.
+  void set_timeout(std::chrono::milliseconds timeout) {
+    std::lock_guard lock(mutex_);
+    timeout_ = timeout;
+  }
+
   /// A caller has been told that the group has failed.
   void heard() noexcept { heard_ = true; }
   [[nodiscard]] bool failed() {
@@ -181,7 +187,7 @@ class RollCall : public std::enable_shared_from_this<RollCall> {
   };
   static constexpr std::size_t remembered = 64;
 
-  explicit RollCall(RollCallPlan plan) : plan_(std::move(plan)) {}
+  explicit RollCall(RollCallPlan plan) : plan_(std::move(plan)), timeout_(plan_.timeout) {}
 
   [[nodiscard]] bool idle() const { return pending_.empty() && explaining_ == 0; }
 
@@ -362,6 +368,7 @@ class RollCall : public std::enable_shared_from_this<RollCall> {
   }
 
   RollCallPlan const plan_;
+  std::chrono::milliseconds timeout_;
   std::mutex mutex_;
   std::condition_variable wake_;  ///< the thread has something to do
   std::condition_variable told_;  ///< the thread has something to tell

@@ -6,6 +6,7 @@
 #include <arpa/inet.h>
 #include <netdb.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -19,7 +20,9 @@
 #include <exception>
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <thread>
@@ -30,6 +33,7 @@
 #include <vector>
 
 #include "pardl/comm/detail/bounded.hpp"
+#include "pardl/comm/detail/stamp.hpp"
 #include "pardl/comm/detail/translate.hpp"
 #include "pardl/policy/environment.hpp"
 #include "pardl/policy/error.hpp"
@@ -79,16 +83,16 @@ class StoreKeeper {
   std::atomic<bool> failed_{false};
 };
 
-/// A listening socket that closes itself unless it is released.
-class Listener {
+/// A socket that closes itself unless it is released.
+class Socket {
  public:
-  explicit Listener(int fd) : fd_(fd) {}
-  Listener(Listener&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
-  Listener& operator=(Listener&& other) noexcept {
+  explicit Socket(int fd) : fd_(fd) {}
+  Socket(Socket&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+  Socket& operator=(Socket&& other) noexcept {
     std::swap(fd_, other.fd_);
     return *this;
   }
-  ~Listener() {
+  ~Socket() {
     if (fd_ >= 0) ::close(fd_);
   }
   [[nodiscard]] int fd() const noexcept { return fd_; }
@@ -106,8 +110,8 @@ class Listener {
 };
 
 /// Binds and listens. \returns the socket, or errno.
-inline std::pair<std::optional<Listener>, int> try_listen(sockaddr const* address, socklen_t length) {
-  Listener socket(::socket(address->sa_family, SOCK_STREAM | SOCK_CLOEXEC, 0));
+inline std::pair<std::optional<Socket>, int> try_listen(sockaddr const* address, socklen_t length) {
+  Socket socket(::socket(address->sa_family, SOCK_STREAM | SOCK_CLOEXEC, 0));
   if (socket.fd() < 0) return {std::nullopt, errno};
   int const on = 1, off = 0;
   ::setsockopt(socket.fd(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
@@ -121,12 +125,12 @@ inline std::string loopback() { return "127.0.0.1"; }
 /// Listens on loopback (`address` empty), or on the interface that has the address; if no interface has it, as behind
 /// a container's network, on all of them.
 /// \throws CommError  in one sentence if the port is taken.
-inline Listener listen_on(std::string const& address, std::uint16_t port, int rank, int size) {
+inline Socket listen_on(std::string const& address, std::uint16_t port, int rank, int size) {
   sockaddr_in local{};
   local.sin_family = AF_INET;
   local.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
   local.sin_port = htons(port);
-  std::pair<std::optional<Listener>, int> result{std::nullopt, EADDRNOTAVAIL};
+  std::pair<std::optional<Socket>, int> result{std::nullopt, EADDRNOTAVAIL};
   if (address.empty()) {
     result = try_listen(reinterpret_cast<sockaddr*>(&local), sizeof local);
   } else {
@@ -164,7 +168,7 @@ inline bool is_loopback(std::string const& address) {
   return address == "localhost" || address == "::1" || address.starts_with("127.");
 }
 
-inline StorePtr serve_store(Listener listener, std::string const& address, std::chrono::milliseconds limit) {
+inline StorePtr serve_store(Socket listener, std::string const& address, std::chrono::milliseconds limit) {
   c10d::TCPStoreOptions options;
   options.isServer = true;
   options.waitWorkers = false;
@@ -176,13 +180,48 @@ inline StorePtr serve_store(Listener listener, std::string const& address, std::
   return store;
 }
 
+/// Tries once to connect, up to a second. \returns an empty text, or why not.
+inline std::string try_connect(std::string const& address, std::uint16_t port) {
+  addrinfo hints{};
+  hints.ai_socktype = SOCK_STREAM;
+  addrinfo* found = nullptr;
+  if (int const error = ::getaddrinfo(address.c_str(), std::to_string(port).c_str(), &hints, &found); error != 0)
+    return ::gai_strerror(error);
+  std::string reason = "no address";
+  for (auto const* each = found; each && !reason.empty(); each = each->ai_next) {
+    Socket const socket(::socket(each->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+    int error = ::connect(socket.fd(), each->ai_addr, each->ai_addrlen) == 0 ? 0 : errno;
+    if (error == EINPROGRESS) {
+      pollfd ready{socket.fd(), POLLOUT, 0};
+      socklen_t length = sizeof error;
+      if (::poll(&ready, 1, 1'000) != 1)
+        error = ETIMEDOUT;
+      else
+        ::getsockopt(socket.fd(), SOL_SOCKET, SO_ERROR, &error, &length);
+    }
+    reason = error == 0 ? "" : std::strerror(error);
+  }
+  ::freeaddrinfo(found);
+  return reason;
+}
+
+/// \throws CommTimeout  if nobody serves there within the limit.
 inline StorePtr reach_store(std::string const& address, std::uint16_t port, int rank, int size,
                             std::chrono::milliseconds limit) {
-  std::string const where = address + ":" + std::to_string(port);
+  auto const until = std::chrono::steady_clock::now() + limit;
   auto const failed = [&](std::string const& why) {
-    return CommError(sentence("comm", rank, size, "no answer from the store at " + where + ": " + why,
-                              "see whether rank 0 runs, and whether MASTER_ADDR and MASTER_PORT name its host"));
+    return CommTimeout(sentence("comm", rank, size,
+                                "no answer from the store at " + address + ":" + std::to_string(port) + " within " +
+                                    in_words(limit) + ": " + why,
+                                "see whether rank 0 runs, and whether MASTER_ADDR and MASTER_PORT name its host"));
   };
+  // c10d's client tries once a second and writes a call stack for every failure: knock first.
+  for (auto pause = std::chrono::milliseconds(5);; pause = std::min(2 * pause, std::chrono::milliseconds(250))) {
+    auto const reason = try_connect(address, port);
+    if (reason.empty()) break;
+    if (std::chrono::steady_clock::now() + pause > until) throw failed(reason);
+    std::this_thread::sleep_for(pause);
+  }
   try {
     auto store = bounded(limit + std::chrono::seconds(1), [=]() -> StorePtr {
       c10d::TCPStoreOptions options;
@@ -195,7 +234,7 @@ inline StorePtr reach_store(std::string const& address, std::uint16_t port, int 
   } catch (std::exception const&) {
     throw failed(reason_of(std::current_exception()));
   }
-  throw failed("nothing within " + in_words(limit));
+  throw failed("it accepts connections but says nothing");
 }
 
 /// Rank 0 of one host serves on a port that the kernel chooses, and leaves its number in the job's folder.
@@ -229,11 +268,18 @@ inline StorePtr meet_in_folder(Environment const& env, int nth, std::chrono::mil
                              "see what rank 0 said"));
 }
 
+/// How many worlds this rank has made in this process. A second one must not read the first one's keys, which live as
+/// long as the launcher; ranks may be threads, so each counts its own.
+inline int count_world(int rank) {
+  static std::mutex mutex;
+  static std::map<int, int> worlds;
+  std::lock_guard lock(mutex);
+  return worlds[rank]++;
+}
+
 /// Makes or reaches the store. Every rank must call it, equally often in a process.
 inline std::shared_ptr<StoreKeeper> store_from(Environment const& env, std::chrono::milliseconds limit) {
-  // A second world of the same processes must not read the first one's keys: they live as long as the launcher.
-  static std::atomic<int> worlds{0};
-  int const nth = worlds++;
+  int const nth = count_world(env.rank);
   std::string const prefix = "pardl/" + std::to_string(env.restart_count) + "/" + std::to_string(nth);
   return translated([&] {
     bool const one_host = (env.places_known && env.nodes == 1) || is_loopback(env.master_addr);

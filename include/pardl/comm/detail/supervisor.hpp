@@ -7,13 +7,10 @@
 #pragma once
 
 #include <poll.h>
-#include <sys/ioctl.h>
-#include <sys/signalfd.h>
 
 #include <array>
 #include <chrono>
 #include <cstdint>
-#include <deque>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -25,6 +22,9 @@
 #include "pardl/comm/detail/failures.hpp"
 #include "pardl/comm/detail/line_relay.hpp"
 #include "pardl/comm/detail/processes.hpp"
+#include "pardl/comm/detail/rank_variables.hpp"
+#include "pardl/comm/detail/signal_pipe.hpp"
+#include "pardl/comm/detail/spawner.hpp"
 #include "pardl/version.hpp"
 
 namespace pardl::inline PARDL_ABI::detail::launching {
@@ -47,21 +47,19 @@ class Supervisor {
   explicit Supervisor(SupervisorPlan plan)
       : plan_(std::move(plan)),
         spawner_(plan_.arguments),
-        run_id_("pardl-" + std::to_string(::getpid()) + "-" + std::to_string(unix_now_ns())) {
-    set_up_screens();
-  }
+        run_id_("pardl-" + std::to_string(::getpid()) + "-" + std::to_string(unix_now_ns())) {}
 
   /// The exit code, in the launcher. Nothing in a forked rank, whose variables now say which one it is.
   /// \throws ConfigError, Error if the ranks cannot be started; none is left then.
   std::optional<int> run() {
-    catch_signals();
+    signals_.emplace();
     for (int restart = 0;; ++restart) {
       try {
         if (!start_all(restart)) return std::nullopt;
         watch();
       } catch (...) {
         kill_all();
-        release_signals();
+        signals_.reset();
         throw;
       }
       end_store();
@@ -70,8 +68,10 @@ class Supervisor {
                          exit_code(failures.front().status) != config_error_code && exit_code_of(failures) != 0;
       report(failures, again ? restart + 1 : 0);
       if (!again) {
-        flush_screens();
-        release_signals();
+        signals_.reset();  // from here on a signal ends this process too, should nobody read what is left to print
+        auto* const on_pipe = ::signal(SIGPIPE, SIG_IGN);
+        screens_.flush();
+        ::signal(SIGPIPE, on_pipe);
         return exit_code_of(failures);
       }
     }
@@ -96,40 +96,6 @@ class Supervisor {
     std::vector<LineRelay> relays;
   };
 
-  void set_up_screens() {
-    int const columns = terminal_columns(STDOUT_FILENO);
-    screens_.emplace_back(STDOUT_FILENO, columns);
-    // Two streams of one terminal share its one row; two of one file must not cut each other's lines.
-    if (!same_output(STDOUT_FILENO, STDERR_FILENO))
-      screens_.emplace_back(STDERR_FILENO, terminal_columns(STDERR_FILENO));
-  }
-  static int terminal_columns(int descriptor) {
-    winsize size{};
-    if (::isatty(descriptor) != 1) return 0;
-    constexpr int usual = 80;
-    return ::ioctl(descriptor, TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : usual;
-  }
-  [[nodiscard]] Screen& screen(std::size_t stream) { return screens_[std::min(stream, screens_.size() - 1)]; }
-
-  void catch_signals() {
-    sigset_t set;
-    ::sigemptyset(&set);
-    for (int const signal : {SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGCHLD}) ::sigaddset(&set, signal);
-    ::pthread_sigmask(SIG_BLOCK, &set, nullptr);
-    struct sigaction action {};
-    action.sa_handler = SIG_DFL;
-    ::sigaction(SIGCHLD, &action, &old_child_);  // an inherited SIG_IGN would reap the ranks unseen
-    action.sa_handler = SIG_IGN;
-    ::sigaction(SIGPIPE, &action, &old_pipe_);
-    signals_ = io::FileDescriptor(::signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK));
-    if (!signals_) throw system_error("cannot wait for signals");
-  }
-  void release_signals() {
-    ::sigaction(SIGPIPE, &old_pipe_, nullptr);
-    ::sigaction(SIGCHLD, &old_child_, nullptr);
-    ::pthread_sigmask(SIG_SETMASK, &spawner_.mask(), nullptr);
-  }
-
   /// False in a forked rank.
   bool start_all(int restart) {
     int port = plan_.master_port;
@@ -149,9 +115,8 @@ class Supervisor {
     child.quiet_input = true;
     child.keep = listener.get();
     child.variables = {{"PARDL_ROLE", "store:" + std::to_string(listener.get()) + ":" + std::to_string(port)}};
-    store_ = spawner_.start(child);
+    store_ = spawner_.start(child, &*signals_);
     if (store_ == 0) {
-      signals_.close();
       plan_.host_store(listener.get(), port);
       ::_exit(1);
     }
@@ -167,82 +132,39 @@ class Supervisor {
       for (std::size_t s = 0; s < 2; ++s) {
         pipes[s] = make_pipe();
         ::fcntl(pipes[s].read.get(), F_SETFL, O_NONBLOCK);
-        rank.relays.emplace_back(screen(s), "[" + std::to_string(r) + "] ", r == 0);
+        rank.relays.emplace_back(screens_.of(s), "[" + std::to_string(r) + "] ", r == 0);
       }
       child.out = pipes[0].write.get();
       child.err = pipes[1].write.get();
     }
-    child.variables = variables_of(r, port, restart, rank.words.get());
-    rank.pid = spawner_.start(child);
-    if (rank.pid == 0) {
-      ::sigaction(SIGCHLD, &old_child_, nullptr);
-      return false;
-    }
+    RankVariables const told{.rank = r,
+                             .ranks = plan_.ranks,
+                             .port = port,
+                             .restart = restart,
+                             .max_restarts = plan_.max_restarts,
+                             .words = rank.words.get(),
+                             .columns = plan_.ranks > 1 ? screens_.columns() : 0,
+                             .run_id = run_id_};
+    child.variables = told.list();
+    rank.pid = spawner_.start(child, &*signals_);
+    if (rank.pid == 0) return false;
     rank.running = true;
     for (std::size_t s = 0; s < 2; ++s) rank.streams[s] = std::move(pipes[s].read);
     return true;
   }
 
-  /// torchrun's variables, and what a rank cannot find out by itself.
-  [[nodiscard]] std::vector<std::pair<std::string, std::string>> variables_of(int rank, int port, int restart,
-                                                                              int words) const {
-    auto const r = std::to_string(rank);
-    auto const n = std::to_string(plan_.ranks);
-    std::vector<std::pair<std::string, std::string>> set = {
-        {"RANK", r},
-        {"LOCAL_RANK", r},
-        {"GROUP_RANK", "0"},
-        {"ROLE_RANK", r},
-        {"ROLE_NAME", "default"},
-        {"WORLD_SIZE", n},
-        {"LOCAL_WORLD_SIZE", n},
-        {"GROUP_WORLD_SIZE", "1"},
-        {"ROLE_WORLD_SIZE", n},
-        {"MASTER_ADDR", "127.0.0.1"},
-        {"MASTER_PORT", std::to_string(port)},
-        {"TORCHELASTIC_RESTART_COUNT", std::to_string(restart)},
-        {"TORCHELASTIC_MAX_RESTARTS", std::to_string(plan_.max_restarts)},
-        {"TORCHELASTIC_RUN_ID", run_id_},
-        {"TORCHELASTIC_USE_AGENT_STORE", "True"},
-        {"TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGHUP,SIGQUIT"},
-        // The launcher's own descriptor, by a path that holds in every child: nothing to remove, whatever happens.
-        {"TORCHELASTIC_ERROR_FILE", "/proc/" + std::to_string(::getpid()) + "/fd/" + std::to_string(words)},
-        {"PARDL_RUN_ID", run_id_},
-        {"PARDL_ROLE", ""},
-    };
-    // torchrun gives each rank one thread, which leaves most of a machine idle: share out the cores instead.
-    if (std::getenv("OMP_NUM_THREADS") == nullptr && std::getenv("MKL_NUM_THREADS") == nullptr)
-      set.emplace_back("OMP_NUM_THREADS", std::to_string(std::max(1, usable_cores() / plan_.ranks)));
-    if (std::getenv("TORCH_NCCL_ASYNC_ERROR_HANDLING") == nullptr)
-      set.emplace_back("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1");
-    if (plan_.ranks > 1) {  // what rank 0 draws into its pipe is shown on our terminal, behind its prefix
-      char const* const told = std::getenv("PARDL_TTY");
-      char const* const kind = std::getenv("TERM");
-      bool const refused = told != nullptr && std::string_view(told) == "0";
-      bool const dumb = kind == nullptr || std::string_view(kind).empty() || std::string_view(kind) == "dumb";
-      if (rank == 0 && !refused && !dumb && screens_[0].live()) {
-        constexpr int prefix_columns = 4;
-        set.emplace_back("PARDL_TTY", "1");
-        set.emplace_back("COLUMNS", std::to_string(std::max(20, screens_[0].columns() - prefix_columns)));
-      } else if (!refused) {
-        set.emplace_back("PARDL_TTY", "");
-      }
-    }
-    return set;
-  }
-
   /// Until every rank has ended and everything that it printed is passed on.
   void watch() {
     while (std::any_of(ranks_.begin(), ranks_.end(), [](Rank const& rank) { return rank.running; })) {
-      std::vector<pollfd> polled = {{signals_.get(), POLLIN, 0}};
+      std::vector<pollfd> polled = {{signals_->descriptor(), POLLIN, 0}};
       std::vector<std::pair<std::size_t, std::size_t>> sources;  // rank and stream of polled[1 + i]
       for (std::size_t r = 0; r < ranks_.size(); ++r)
         for (std::size_t s = 0; s < 2; ++s)
-          if (ranks_[r].streams[s] && !screen(s).full()) {
+          if (ranks_[r].streams[s] && !screens_.of(s).full()) {
             polled.push_back({ranks_[r].streams[s].get(), POLLIN, 0});
             sources.emplace_back(r, s);
           }
-      for (auto const& s : screens_)
+      for (auto const& s : screens_.all())
         if (s.pending()) polled.push_back({s.descriptor(), POLLOUT, 0});
       if (::poll(polled.data(), polled.size(), wait_ms()) < 0 && errno != EINTR) throw system_error("cannot wait");
       for (std::size_t i = 0; i < sources.size(); ++i)
@@ -252,15 +174,14 @@ class Supervisor {
       if (polled[0].revents != 0) read_signals();
       reap();
       if (deadline_ && Clock::now() >= *deadline_) {
-        bool const told = !sent_.empty();
-        deadline_.reset();
-        told ? send_all(SIGKILL) : begin_end();
+        next_step_of_the_end();
       }
     }
-    // A process that a rank left behind may hold a pipe open for ever: take what is there, and no more.
+    // A process that a rank left behind may hold a pipe open, and write to it, for ever: take what a pipe can hold.
+    constexpr int most_pieces = 64;
     for (auto& rank : ranks_)
       for (std::size_t s = 0; s < rank.relays.size(); ++s) {
-        while (relay(rank, s)) {
+        for (int piece = 0; piece < most_pieces && relay(rank, s); ++piece) {
         }
         rank.relays[s].finish();
         rank.streams[s].close();
@@ -289,30 +210,22 @@ class Supervisor {
   }
 
   void print(int descriptor) {
-    for (auto& s : screens_) {
+    for (auto& s : screens_.all()) {
       if (s.descriptor() != descriptor || s.write_some() == 0) continue;
       s.discard();
       // Whoever read our output is gone, as after `| head`: end as any program would.
       if (signal_ == 0 && descriptor == STDOUT_FILENO) begin_end_by(SIGPIPE, SIGTERM);
     }
   }
-  void flush_screens() {
-    for (auto& s : screens_)
-      while (s.pending())
-        if (s.write_some() != 0) s.discard();
-  }
-
   void read_signals() {
-    signalfd_siginfo info{};
-    while (::read(signals_.get(), &info, sizeof info) == static_cast<ssize_t>(sizeof info)) {
-      auto const signal = static_cast<int>(info.ssi_signo);
-      if (signal == SIGCHLD) continue;  // reap() looks anyway
-      if (signal_ != 0) {               // asked twice
+    while (auto const signal = signals_->next()) {
+      if (signal->number == SIGCHLD) continue;  // reap() looks anyway
+      if (signal_ != 0) {                       // asked twice
         send_all(SIGKILL);
         continue;
       }
       // A key pressed at the terminal has reached the whole group of processes, ranks included.
-      begin_end_by(signal, info.ssi_code == SI_KERNEL ? 0 : signal);
+      begin_end_by(signal->number, signal->by_kernel ? 0 : signal->number);
     }
   }
   void begin_end_by(int signal, int forwarded) {
@@ -332,6 +245,20 @@ class Supervisor {
     send_all(SIGTERM);
     send_all(SIGCONT);  // a stopped rank can only end by SIGTERM once it runs again
   }
+  /// What is due when a deadline has passed: to ask, to kill, and to give up on a rank that a driver or a network file
+  /// system holds inside the kernel, where no signal reaches it.
+  void next_step_of_the_end() {
+    deadline_.reset();
+    if (sent_.empty()) return begin_end();
+    if (sent_.back() != SIGKILL) return send_all(SIGKILL);
+    for (auto& rank : ranks_) {
+      if (!std::exchange(rank.running, false)) continue;
+      rank.status = SIGKILL;
+      rank.ended_late = true;
+      say("[launch] rank " + std::to_string(&rank - ranks_.data()) + "/" + std::to_string(plan_.ranks) + " (pid " +
+          std::to_string(rank.pid) + ") does not end even by SIGKILL; see what it waits for, and end it by hand.");
+    }
+  }
   void note_stopped() {
     for (auto& rank : ranks_) rank.stopped_before = rank.running && is_stopped(rank.pid);
   }
@@ -339,6 +266,8 @@ class Supervisor {
     sent_.push_back(signal);
     for (auto const& rank : ranks_)
       if (rank.running) ::kill(rank.pid, signal);
+    constexpr std::chrono::seconds kernel_time{30};
+    if (signal == SIGKILL) deadline_ = Clock::now() + kernel_time;
   }
 
   void reap() {
@@ -427,7 +356,7 @@ class Supervisor {
       say("[launch] starting all ranks again, restart " + std::to_string(next_restart) + " of " +
           std::to_string(plan_.max_restarts) + ".");
   }
-  void say(std::string_view line) { screen(1).line("", line); }
+  void say(std::string_view line) { screens_.of(1).line("", line); }
 
   void end_store() {
     if (store_ <= 0) return;
@@ -445,16 +374,14 @@ class Supervisor {
   SupervisorPlan plan_;
   Spawner spawner_;
   std::string run_id_;
-  std::deque<Screen> screens_;  // stdout's, and stderr's unless it is the same place; relays point to them
+  Screens screens_;
   std::vector<Rank> ranks_;
   std::vector<int> sent_;                      // signals that the ranks were sent: ending by one of them is no failure
   std::optional<Clock::time_point> deadline_;  // when SIGKILL is due
   int signal_ = 0;                             // what the launcher was told to end by
   pid_t store_ = -1;
   std::optional<int> store_status_;  // if it ended by itself
-  io::FileDescriptor signals_;
-  struct sigaction old_child_ {};
-  struct sigaction old_pipe_ {};
+  std::optional<SignalPipe> signals_;
 };
 
 }  // namespace pardl::inline PARDL_ABI::detail::launching

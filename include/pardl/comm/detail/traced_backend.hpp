@@ -153,7 +153,10 @@ class TracedBackend final : public c10d::Backend {
     return live().allocateTensor(size, options);
   }
   std::shared_ptr<c10::Allocator> getMemAllocator() override { return live().getMemAllocator(); }
-  void setTimeout(std::chrono::milliseconds timeout) override { live().setTimeout(timeout); }
+  void setTimeout(std::chrono::milliseconds timeout) override {
+    live().setTimeout(timeout);
+    roll_->set_timeout(timeout);
+  }
   void startCoalescing() override { live().startCoalescing(); }
   Started endCoalescing() override {
     return run(Stamp("coalesced operations"), [&] { return live().endCoalescing(); });
@@ -172,7 +175,7 @@ class TracedBackend final : public c10d::Backend {
   }
   c10d::ErrorType getError() override {
     if (roll_->failed()) return c10d::ErrorType::COMM_ERROR;
-    return live().getError();
+    return order_ == Order::host ? c10d::ErrorType::SUCCESS : live().getError();
   }
 
   // ---- the end ----

@@ -89,8 +89,8 @@ struct Cause {
 
 /// Leaves the cause where a launcher looks for it, or says it if there is none that would.
 inline void report_cause(Cause const& cause, Environment const& env) {
-  write_error_file(env.error_file, cause.words);
-  if (env.launcher == Launcher::pardl && !env.error_file.empty()) return;
+  bool const left = write_error_file(env.error_file, cause.words);
+  if (left && env.launcher == Launcher::pardl) return;
   std::string const line = spoken(cause, env) + "\n";
   std::fflush(nullptr);
   std::cout.flush();
@@ -113,9 +113,9 @@ inline void settle_in() {
   if (::fstat(STDOUT_FILENO, &out) == 0 && S_ISFIFO(out.st_mode))
     std::setvbuf(stdout, nullptr, _IOLBF,
                  BUFSIZ);  // a pipe's usual block would hold lines back, and lose them in a crash
-  // libgomp read this variable before the fork, when it was not set yet.
-  char const* const threads = std::getenv("OMP_NUM_THREADS");
-  if (threads == nullptr || std::getenv("MKL_NUM_THREADS") != nullptr) return;
+  // libgomp read OMP_NUM_THREADS before the fork, when the launcher had not set it yet.
+  char const* const threads = std::getenv("PARDL_NUM_THREADS");
+  if (threads == nullptr) return;
   if (auto const count = whole_number(threads); count && *count > 0 && *count != at::get_num_threads())
     at::set_num_threads(*count);
 }

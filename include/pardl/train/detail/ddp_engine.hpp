@@ -10,7 +10,6 @@
 #include <exception>
 #include <functional>
 #include <memory>
-#include <optional>
 #include <set>
 #include <string>
 #include <torch/csrc/distributed/c10d/comm.hpp>
@@ -25,31 +24,10 @@
 #include "pardl/train/detail/model_state.hpp"
 #include "pardl/train/detail/reducer.hpp"
 #include "pardl/train/detail/sink.hpp"
+#include "pardl/train/distributed_data_parallel_options.hpp"
 #include "pardl/version.hpp"
 
-namespace pardl::inline PARDL_ABI {
-
-struct DistributedDataParallelOptions {
-  std::optional<double> bucket_cap_mib{};       ///< default: 25, and 1 for the first bucket; larger = fewer, later sums
-  std::vector<double> bucket_cap_mib_list{};    ///< bucket by bucket, in the order of reduction; instead of the above
-  bool init_sync = true;                        ///< check that models agree and copy rank 0's; false: you vouch for it
-  bool forward_sync_buffers = true;             ///< copy rank 0's buffers before a forward; the first time always
-  bool find_unused_parameters = false;          ///< walk the graph on each forward for parameters out of its reach
-  bool gradient_as_bucket_view = false;         ///< gradients live in the buckets: saves their size, and a copy
-  bool static_graph = false;                    ///< the graph never changes: reentrant and repeated checkpoints work
-  bool skip_all_reduce_unused_params = false;   ///< reduce no bucket of unused parameters; same ones on all ranks
-  bool batched_grad_copy = false;               ///< one copy and one division per bucket (LibTorch 2.15)
-  bool lazy_bucket_allocation = false;          ///< buckets exist during backward only (LibTorch 2.15)
-  std::vector<std::string> params_to_ignore{};  ///< names of parameters and buffers that stay this rank's own
-};
-
-struct JoinOptions {
-  bool divide_by_initial_world_size = true;  ///< false: by the number of ranks that still have batches
-  bool enable = true;                        ///< false: do nothing, for batches known to be even
-  bool throw_on_early_termination = false;   ///< true: all ranks throw DataError as soon as one has no batch left
-};
-
-namespace detail {
+namespace pardl::inline PARDL_ABI::detail {
 
 /// The wrapped module as the engine sees it. The buffers are asked for anew, since a module may replace them.
 struct ModuleView {
@@ -100,7 +78,7 @@ class DdpEngine {
     }
     if (joining_) notify_joined_ranks();
     // Before the forward, and so before its memory peak: this may allocate new buckets while the old ones exist.
-    if (grad) pair_.reducer->rebuild_buckets();
+    if (grad) translated([this] { pair_.reducer->rebuild_buckets(); });
     if (will_sync_buffers()) sync_buffers(joining_ ? common_rank(true) : 0);
     if (joining_) tell_joined_ranks_of_sync();
   }
@@ -202,11 +180,13 @@ class DdpEngine {
     for (auto const& name : o.params_to_ignore)
       if (!names.contains(name)) return "params_to_ignore names '" + name + "', which the model does not have";
     bool trains = false;
-    for (auto const& [name, tensor, sparse] : module_.parameters) {
+    auto shared = own_buffers();
+    shared.insert(shared.begin(), module_.parameters.begin(), module_.parameters.end());
+    for (auto const& [name, tensor, sparse] : shared) {
       trains = trains || tensor.requires_grad();
       if (tensor.device().type() != world_.device().type())
-        return "parameter '" + name + "' is on " + tensor.device().str() + " and this rank computes on " +
-               world_.device().str() + "; move the model with to(world.device()) before wrapping it";
+        return "'" + name + "' is on " + tensor.device().str() + " and this rank computes on " + world_.device().str() +
+               "; move the model with to(world.device()) before wrapping it";
     }
     return trains ? "" : "no parameter requires a gradient; there is nothing to train";
   }
@@ -306,11 +286,13 @@ class DdpEngine {
     if (options_.static_graph)
       say(what, "with static_graph every backward must reach the parameters that the first one reached");
     else if (options_.find_unused_parameters)
-      say(what, "let every tensor that forward returns take part in the loss, or return it in a type that "
-                "for_each_tensor can look into; an exception that cut that backward short has the same effect");
+      say(what,
+          "let every tensor that forward returns take part in the loss, or return it in a type that "
+          "for_each_tensor can look into; an exception that cut that backward short has the same effect");
     else
-      say(what, "set find_unused_parameters = true if they take no part in the loss; an exception that cut that "
-                "backward short has the same effect");
+      say(what,
+          "set find_unused_parameters = true if they take no part in the loss; an exception that cut that "
+          "backward short has the same effect");
   }
 
   [[nodiscard]] std::string trainable_name(std::size_t index) const {
@@ -336,5 +318,4 @@ class DdpEngine {
   bool hooked_ = false;
 };
 
-}  // namespace detail
-}  // namespace pardl::inline PARDL_ABI
+}  // namespace pardl::inline PARDL_ABI::detail

@@ -87,7 +87,7 @@ class [[nodiscard("join() lasts as long as the guard it returns")]] JoinGuard {
   /// One forward and backward of the others, seen from here. The order of collectives is theirs.
   void shadow_one_step() {
     auto& reducer = *engine_->pair_.reducer;
-    reducer.rebuild_buckets();
+    translated([&] { reducer.rebuild_buckets(); });
     if (engine_->will_sync_buffers()) engine_->sync_buffers(engine_->common_rank(false));
     auto sync = engine_->flag_tensor(false);
     all_reduce(engine_->world_, sync).wait();

@@ -20,7 +20,7 @@
 namespace pardl::inline PARDL_ABI::detail {
 
 struct NamedTensor {
-  std::string name;              ///< "layer1.weight": no prefix of any wrapper
+  std::string name;  ///< "layer1.weight": no prefix of any wrapper
   torch::Tensor tensor;
   bool sparse_gradient = false;  ///< an embedding's with sparse gradients
 };
