@@ -2,7 +2,8 @@
 /// A training step of DistributedDataParallel beside the same step without it, in alternating blocks of one process.
 ///
 /// With one rank the group is a world of one. With several, each rank steps its own copy alone while the others step
-/// theirs, so that both sides share the memory's bandwidth alike; then all step together. Its peer is ddp_step.py.
+/// theirs, so that both sides share the memory's bandwidth alike; then all step together, without and with
+/// gradient_as_bucket_view. Its peer is ddp_step.py.
 #include <CLI/CLI.hpp>
 
 #include "common.hpp"
@@ -58,28 +59,34 @@ double slowest(pardl::ProcessGroup const& world, T& trainer, int steps) {
   return elapsed.item<double>() / steps * 1e6;
 }
 
-template <class Holder>
-void measure(pardl::ProcessGroup const& world, Options const& options, Holder const& net, Holder const& twin,
-             torch::Tensor const& input, int steps) {
+/// `net` makes the model anew for each way of training it.
+template <class Net>
+void measure(pardl::ProcessGroup const& world, Options const& options, Net net, torch::Tensor const& input, int steps) {
   auto const target = torch::arange(input.size(0), torch::kLong) % 10;
-  Trainer plain{Plain<Holder>{twin}, input, target};
-  Trainer ddp{pardl::DistributedDataParallel{net, world}, input, target};
-  plain.steps(steps);  // warm-up: kernels chosen, buckets rebuilt
-  ddp.steps(steps);
-  std::vector<double> alone, together, ratio;
-  for (int block = 0; block < options.blocks; ++block) {
-    alone.push_back(slowest(world, plain, steps));
-    together.push_back(slowest(world, ddp, steps));
-    ratio.push_back(together.back() / alone.back());
+  Trainer plain{Plain<decltype(net())>{net()}, input, target};
+  Trainer ddp{pardl::DistributedDataParallel{net(), world}, input, target};
+  Trainer view{pardl::DistributedDataParallel{net(), world, {.gradient_as_bucket_view = true}}, input, target};
+  std::vector<double> plain_us, ddp_us, view_us, ddp_ratio, view_ratio;
+  for (int block = -1; block < options.blocks; ++block) {
+    auto const alone = slowest(world, plain, steps), together = slowest(world, ddp, steps),
+               viewed = slowest(world, view, steps);
+    if (block < 0) continue;  // warm-up: kernels chosen, buckets rebuilt
+    plain_us.push_back(alone);
+    ddp_us.push_back(together);
+    view_us.push_back(viewed);
+    ddp_ratio.push_back(together / alone);
+    view_ratio.push_back(viewed / alone);
   }
   if (world.rank() != 0) return;
   auto const line = [&](char const* variant, std::vector<double> const& values, char const* unit) {
     benchmarks::report("ddp_step", options.model + variant, world.size(), benchmarks::median(values), unit,
                        options.repeat);
   };
-  line("-plain", alone, "us");
-  line("-ddp", together, "us");
-  line("-overhead", ratio, "ratio");
+  line("-plain", plain_us, "us");
+  line("-ddp", ddp_us, "us");
+  line("-ddp-overhead", ddp_ratio, "ratio");
+  line("-view", view_us, "us");
+  line("-view-overhead", view_ratio, "ratio");
 }
 
 torch::nn::Sequential mlp() {
@@ -99,7 +106,7 @@ int main(int argc, char** argv) {
     Options options;
     CLI::App app{"Microseconds a step of DDP and of the same step without it; --nproc N starts N ranks."};
     app.add_option("--model", options.model)->check(CLI::IsMember({"mlp", "wrn"}))->capture_default_str();
-    app.add_option("--blocks", options.blocks, "pairs of blocks; medians are over them")->capture_default_str();
+    app.add_option("--blocks", options.blocks, "of each kind; medians are over them")->capture_default_str();
     app.add_option("--steps", options.steps, "of a block; 0: 400 for mlp, 2 for wrn")->capture_default_str();
     app.add_option("--repeat", options.repeat, "number of this repetition, for the CSV line")->capture_default_str();
     CLI11_PARSE(app, count, arguments);
@@ -107,10 +114,10 @@ int main(int argc, char** argv) {
     torch::set_num_threads(1);
     torch::manual_seed(1);
     if (options.model == "mlp") {
-      measure(world, options, mlp(), mlp(), torch::rand({32, 784}), options.steps ? options.steps : 400);
+      measure(world, options, mlp, torch::rand({32, 784}), options.steps ? options.steps : 400);
     } else {
       auto const images = torch::rand({256, 3, 32, 32}).contiguous(torch::MemoryFormat::ChannelsLast);
-      measure(world, options, wrn(), wrn(), images, options.steps ? options.steps : 2);
+      measure(world, options, wrn, images, options.steps ? options.steps : 2);
     }
     return 0;
   });

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Python's side of ddp_step.cpp: a step of DDP beside the same step without it, in alternating blocks, by torchrun."""
+"""Python's side of ddp_step.cpp: a step of DDP beside the same step without it, in alternating blocks; by torchrun."""
 import argparse
 import copy
 import statistics
@@ -13,7 +13,7 @@ from wide_resnet import WideResNet, mlp
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--model", choices=["mlp", "wrn"], default="mlp")
-parser.add_argument("--blocks", type=int, default=10, help="pairs of blocks; medians are over them")
+parser.add_argument("--blocks", type=int, default=10, help="of each kind; medians are over them")
 parser.add_argument("--steps", type=int, default=0, help="of a block; 0: 400 for mlp, 2 for wrn")
 parser.add_argument("--repeat", type=int, default=1, help="number of this repetition, for the CSV line")
 args = parser.parse_args()
@@ -52,12 +52,15 @@ def slowest(block):
     return elapsed.item() / steps * 1e6
 
 
-plain, ddp = trainer(copy.deepcopy(net)), trainer(DDP(net))
-plain(), ddp()  # warm-up: kernels chosen, buckets rebuilt
-times = [(slowest(plain), slowest(ddp)) for _ in range(args.blocks)]
+trainers = {"plain": trainer(copy.deepcopy(net)), "ddp": trainer(DDP(copy.deepcopy(net))),
+            "view": trainer(DDP(copy.deepcopy(net), gradient_as_bucket_view=True))}
+times = [{name: slowest(block) for name, block in trainers.items()} for _ in range(args.blocks + 1)]
+times = times[1:]  # the first was the warm-up: kernels chosen, buckets rebuilt
 if rank == 0:
-    for variant, value, unit in (("plain", statistics.median(p for p, _ in times), "us"),
-                                 ("ddp", statistics.median(d for _, d in times), "us"),
-                                 ("overhead", statistics.median(d / p for p, d in times), "ratio")):
-        common.report("ddp_step", f"{args.model}-{variant}", ranks, value, unit, args.repeat)
+    for name in trainers:
+        common.report("ddp_step", f"{args.model}-{name}", ranks, statistics.median(t[name] for t in times), "us",
+                      args.repeat)
+        if name != "plain":
+            common.report("ddp_step", f"{args.model}-{name}-overhead", ranks,
+                          statistics.median(t[name] / t["plain"] for t in times), "ratio", args.repeat)
 dist.destroy_process_group()

@@ -25,10 +25,13 @@ namespace cifar100_wrn {
 /// --model as a network: [B, channels, 32, 32] to [B, classes].
 torch::nn::Sequential make_model(std::string const& name, std::int64_t channels, std::int64_t classes) {
   if (name == "seed")
-    return torch::nn::Sequential{models::GuideWideResNet{models::GuideWideResNetOptions{.classes = classes, .channels = channels}}};
+    return torch::nn::Sequential{
+        models::GuideWideResNet{models::GuideWideResNetOptions{.classes = classes, .channels = channels}}};
   int depth = 0, width = 0, used = 0;
-  if (std::sscanf(name.c_str(), "wrn-%d-%d%n", &depth, &width, &used) != 2 || static_cast<std::size_t>(used) != name.size())
-    throw pardl::ConfigError(pardl::sentence("cifar100_wrn", "--model " + name, "it is seed, or wrn-DEPTH-WIDTH as in wrn-28-10"));
+  if (std::sscanf(name.c_str(), "wrn-%d-%d%n", &depth, &width, &used) != 2 ||
+      static_cast<std::size_t>(used) != name.size())
+    throw pardl::ConfigError(
+        pardl::sentence("cifar100_wrn", "--model " + name, "it is seed, or wrn-DEPTH-WIDTH as in wrn-28-10"));
   try {
     return torch::nn::Sequential{models::WideResNet{
         models::WideResNetOptions{.depth = depth, .widen_factor = width, .classes = classes, .channels = channels}}};
@@ -45,16 +48,19 @@ void check_summary(std::filesystem::path const& file) {
                                              "name a file in a folder that exists"));
 }
 
-/// Images on this rank per step. The guide rounds the global batch down to a multiple of the ranks; so do we, and say so.
+/// Images on this rank per step. The guide rounds the global batch down to a multiple of the ranks; so do we, and say
+/// so.
 std::int64_t batch_per_rank(Options const& options, pardl::ProcessGroup const& world, std::int64_t train_size) {
   auto const per_rank = options.batch_size / world.size();
   if (per_rank < 1)
     throw pardl::ConfigError(pardl::sentence(
-        "cifar100_wrn", "--batch-size " + std::to_string(options.batch_size) + " over " + std::to_string(world.size()) + " ranks",
+        "cifar100_wrn",
+        "--batch-size " + std::to_string(options.batch_size) + " over " + std::to_string(world.size()) + " ranks",
         "give at least one image per rank"));
   if (per_rank * world.size() > train_size)
     throw pardl::ConfigError(pardl::sentence(
-        "cifar100_wrn", std::to_string(train_size) + " training images are fewer than a batch of " + std::to_string(options.batch_size),
+        "cifar100_wrn",
+        std::to_string(train_size) + " training images are fewer than a batch of " + std::to_string(options.batch_size),
         "lower --batch-size or raise --limit-train"));
   return per_rank;
 }
@@ -72,7 +78,8 @@ int train(Options options, pardl::ProcessGroup const& world) {
   auto images = load(options, world);
   if (options.limit_train > 0) images.train = images.train.first(options.limit_train);
   auto const per_rank = batch_per_rank(options, world, images.train.size());
-  auto const format = options.memory_format == "channels-last" ? torch::MemoryFormat::ChannelsLast : torch::MemoryFormat::Contiguous;
+  auto const format =
+      options.memory_format == "channels-last" ? torch::MemoryFormat::ChannelsLast : torch::MemoryFormat::Contiguous;
 
   torch::manual_seed(options.seed);  // the same weights everywhere …
   auto net = make_model(options.model, images.train.channels(), images.train.classes());
@@ -83,7 +90,8 @@ int train(Options options, pardl::ProcessGroup const& world) {
 
   pardl::Normalize const normalize{images.train.mean(), images.train.stddev()};
   pardl::DistributedSampler const sampler{images.train.size(), world, {.seed = options.seed}};
-  pardl::DataLoader const train_loader{images.train, sampler,
+  pardl::DataLoader const train_loader{images.train,
+                                       sampler,
                                        pardl::RandomCrop{32, 4} | pardl::RandomHorizontalFlip{} | normalize,
                                        {.batch_size = per_rank,
                                         .drop_last = true,
@@ -92,15 +100,11 @@ int train(Options options, pardl::ProcessGroup const& world) {
                                         .resident = gpu,
                                         .memory_format = format,
                                         .seed = options.seed}};
-  pardl::DataLoader const test_loader{images.test,
-                                      pardl::DistributedSampler{images.test.size(), world,
-                                                                {.shuffle = false, .exact = true}},
-                                      normalize,
-                                      {.batch_size = per_rank,
-                                       .workers = options.workers,
-                                       .device = device,
-                                       .resident = gpu,
-                                       .memory_format = format}};
+  pardl::DataLoader const test_loader{
+      images.test,
+      pardl::DistributedSampler{images.test.size(), world, {.shuffle = false, .exact = true}},
+      normalize,
+      {.batch_size = per_rank, .workers = options.workers, .device = device, .resident = gpu, .memory_format = format}};
 
   auto const precision = options.precision == "fp16" ? torch::kHalf : torch::kBFloat16;
   bool const mixed = options.precision != "fp32";
@@ -121,7 +125,9 @@ int train(Options options, pardl::ProcessGroup const& world) {
 
   Report report{world, options};
   report.started(images.train.name(), images.train.size(), images.test.size(), images.hint, per_rank);
-  pardl::Progress progress{world, {.enabled = options.progress == "on" || (options.progress == "auto" && pardl::detect_terminal().interactive)}};
+  pardl::Progress progress{
+      world,
+      {.enabled = options.progress == "on" || (options.progress == "auto" && pardl::detect_terminal().interactive)}};
 
   std::int64_t step = 0;
   for (int epoch = 0;; ++epoch) {
@@ -142,21 +148,27 @@ int train(Options options, pardl::ProcessGroup const& world) {
       // Under fp16 an overflow now and then is the scaler's business, until it has nothing left to scale by.
       if (step % look_every == 0 && training_loss.observe(loss.item<double>()) == pardl::Verdict::fail &&
           (!scaler.is_enabled() || scaler.get_scale() < 1))
-        throw pardl::Error(pardl::sentence("cifar100_wrn", world.rank(), world.size(),
-                                           training_loss.reason() + " in epoch " + std::to_string(epoch + 1) + ", step " + std::to_string(step),
-                                           "lower --base-lr, or look at the data"));
+        throw pardl::Error(pardl::sentence(
+            "cifar100_wrn", world.rank(), world.size(),
+            training_loss.reason() + " in epoch " + std::to_string(epoch + 1) + ", step " + std::to_string(step),
+            "lower --base-lr, or look at the data"));
       progress.on_batch(inputs.size(0) * world.size());
       ++step;
     }
     auto const trained = meter.reduce(world);  // every rank is through its epoch once this has returned
     progress.end_epoch();
-    auto const seen = pardl::evaluate(model, test_loader, world, {.autocast = mixed ? std::optional(precision) : std::nullopt});
-    EpochRecord const record{.train_loss = trained.loss, .loss = seen.loss, .accuracy = seen.accuracy,
-                             .seconds = trained.seconds, .images = trained.samples};
+    auto const seen =
+        pardl::evaluate(model, test_loader, world, {.autocast = mixed ? std::optional(precision) : std::nullopt});
+    EpochRecord const record{.train_loss = trained.loss,
+                             .loss = seen.loss,
+                             .accuracy = seen.accuracy,
+                             .seconds = trained.seconds,
+                             .images = trained.samples};
     report.epoch(record);
     auto const verdict = stop.observe(record);
     if (verdict == pardl::Verdict::fail)
-      throw pardl::Error(pardl::sentence("cifar100_wrn", stop.reason() + " after epoch " + std::to_string(epoch + 1), "lower --base-lr"));
+      throw pardl::Error(pardl::sentence("cifar100_wrn", stop.reason() + " after epoch " + std::to_string(epoch + 1),
+                                         "lower --base-lr"));
     if (verdict == pardl::Verdict::stop) break;
   }
   report.finished(stop.reason());

@@ -73,7 +73,7 @@ inline constexpr char launcher_options[] =
 inline std::optional<Options> parse(std::span<char* const> arguments, bool print_help) {
   Options options;
   CLI::App app{"Trains a WideResNet on CIFAR-100 (or CIFAR-10, Fashion-MNIST, made images) over several ranks."};
-  app.option_defaults()->always_capture_default();
+  app.option_defaults()->always_capture_default()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
   app.add_option("--data", options.data, "auto: CIFAR-100 where its files are, else Fashion-MNIST, else synthetic")
       ->check(CLI::IsMember({"auto", "cifar100", "cifar10", "fashion-mnist", "synthetic"}));
   app.add_option("--data-dir", options.data_dir, "folder that holds, or gets, the files of the data set");

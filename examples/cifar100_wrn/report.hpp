@@ -19,10 +19,10 @@
 namespace cifar100_wrn {
 
 struct EpochRecord {
-  double train_loss = 0;           ///< mean over the images of all ranks
-  double loss = 0, accuracy = 0;   ///< of the test set, whole
-  double seconds = 0;              ///< of training, all ranks together
-  std::int64_t images = 0;         ///< trained, by all ranks, really
+  double train_loss = 0;          ///< mean over the images of all ranks
+  double loss = 0, accuracy = 0;  ///< of the test set, whole
+  double seconds = 0;             ///< of training, all ranks together
+  std::int64_t images = 0;        ///< trained, by all ranks, really
 };
 
 class Report {
@@ -57,9 +57,7 @@ class Report {
     say("Epoch Throughput: %.3f images/second\n", static_cast<double>(record.images) / record.seconds);
   }
 
-  void target_reached() {
-    say("Target accuracy reached. Early stopping after epoch %zu.\n", epochs_.size());
-  }
+  void target_reached() { say("Target accuracy reached. Early stopping after epoch %zu.\n", epochs_.size()); }
 
   /// Prints the summary, and writes it where --summary says. Every rank may call it; rank 0 acts.
   void finished(std::string const& stop_reason) const {

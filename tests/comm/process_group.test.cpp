@@ -178,6 +178,8 @@ TEST_CASE("any group of c10d can be adopted, divided and counted") {
       CHECK(avg[1].item<double>() == 1.0);
       world.count_hosts();
       CHECK(world.local_rank() == rank);
+      { ProcessGroup const second(group); }  // the end of a handle is not the end of a group that others made
+      CHECK(pardl::all_sum(world, 1) == 3);
       auto const part = world.split(rank == 0 ? 0 : 1);
       CHECK(pardl::all_sum(*part, rank) == (rank == 0 ? 0 : 3));
     });
@@ -254,6 +256,14 @@ TEST_CASE("ranks of one host meet in a folder, again and again") {
       auto const world = pardl::init({.device = torch::kCPU, .timeout = 30s, .environment = environment});
       CHECK(pardl::all_sum(world, round) == 2 * round);
     });
+}
+
+TEST_CASE("the address on the way to another host is never loopback") {
+  CHECK(pardl::detail::address_towards("127.0.0.1").empty());
+  CHECK(pardl::detail::address_towards("localhost").empty());
+  CHECK(pardl::detail::address_towards("no such host").empty());
+  CHECK(pardl::detail::is_loopback("127.0.1.1"));
+  CHECK_FALSE(pardl::detail::is_loopback("10.0.0.1"));
 }
 
 TEST_CASE("a port in use is one sentence, at once") {

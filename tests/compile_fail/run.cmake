@@ -3,6 +3,7 @@
 # The source must compile as it is, and with PARDL_COMPILE_FAIL must stop with the sentence of its `// expect-error:`.
 file(STRINGS "${SOURCE}" expected REGEX "// expect-error: ")
 string(REGEX REPLACE ".*// expect-error: " "" expected "${expected}")
+string(REPLACE "\\;" ";" expected "${expected}")  # a list's way to write a semicolon
 if(NOT expected)
   message(FATAL_ERROR "${SOURCE} has no line `// expect-error: …`")
 endif()

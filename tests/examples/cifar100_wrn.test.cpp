@@ -20,8 +20,21 @@ namespace {
 
 // Small enough for seconds, large enough to learn something.
 std::vector<std::string> command(std::vector<std::string> more) {
-  std::vector<std::string> all{PARDL_CIFAR100_WRN, "--device", "cpu",     "--data",     "synthetic", "--limit-train", "256",
-                               "--batch-size",     "64",       "--epochs", "2", "--model", "wrn-10-1", "--timeout", "20"};
+  std::vector<std::string> all{PARDL_CIFAR100_WRN,
+                               "--device",
+                               "cpu",
+                               "--data",
+                               "synthetic",
+                               "--limit-train",
+                               "256",
+                               "--batch-size",
+                               "64",
+                               "--epochs",
+                               "2",
+                               "--model",
+                               "wrn-10-1",
+                               "--timeout",
+                               "20"};
   all.insert(all.end(), more.begin(), more.end());
   return all;
 }
@@ -73,9 +86,10 @@ TEST_CASE("it prints the guide's lines, and counts nodes, ranks and images truth
   auto const ended = run({"--nproc", "2", "--target-accuracy", "1"});
   REQUIRE_MESSAGE(ended.code == 0, ended.err);
   for (auto const* line :
-       {"Data: synthetic", "for CIFAR-100", "Training started with 2 processes across 1 node.", "Using 2 CPU ranks per node",
-        "Epoch 1/2 completed in ", "Epoch 2/2 completed in ", "Validation Loss: ", ", Validation Accuracy: ", "Epoch Throughput: ",
-        "Training Summary:", "Total training time: ", "Throughput: ", "Number of nodes: 1", "Number of CPU ranks per node: 2",
+       {"Data: synthetic", "for CIFAR-100", "Training started with 2 processes across 1 node.",
+        "Using 2 CPU ranks per node", "Epoch 1/2 completed in ", "Epoch 2/2 completed in ",
+        "Validation Loss: ", ", Validation Accuracy: ", "Epoch Throughput: ", "Training Summary:",
+        "Total training time: ", "Throughput: ", "Number of nodes: 1", "Number of CPU ranks per node: 2",
         "Total CPU ranks used: 2", "Training completed successfully."})
     CHECK_MESSAGE(ended.out.find(line) != std::string::npos, line);
   CHECK(Process::count(ended.out, "Training Summary:") == 1);

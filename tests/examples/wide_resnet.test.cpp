@@ -31,7 +31,8 @@ std::int64_t guide_by_hand(std::int64_t channels, std::int64_t classes) {
 
 TEST_CASE("the guide's network has the parameters that its layers have by hand") {
   CHECK(count(*models::GuideWideResNet{}) == guide_by_hand(3, 100));
-  CHECK(count(*models::GuideWideResNet{models::GuideWideResNetOptions{.classes = 10, .channels = 1}}) == guide_by_hand(1, 10));
+  CHECK(count(*models::GuideWideResNet{models::GuideWideResNetOptions{.classes = 10, .channels = 1}}) ==
+        guide_by_hand(1, 10));
 }
 
 TEST_CASE("WRN-depth-width has the parameters of the paper's table") {
@@ -46,7 +47,8 @@ TEST_CASE("WRN-depth-width has the parameters of the paper's table") {
 TEST_CASE("a depth that is not 6 n + 4 is refused by name") {
   CHECK_THROWS_WITH_AS((models::WideResNet{models::WideResNetOptions{.depth = 17, .widen_factor = 1}}),
                        doctest::Contains("WRN-17-1"), std::invalid_argument);
-  CHECK_THROWS_AS((models::WideResNet{models::WideResNetOptions{.depth = 16, .widen_factor = 0}}), std::invalid_argument);
+  CHECK_THROWS_AS((models::WideResNet{models::WideResNetOptions{.depth = 16, .widen_factor = 0}}),
+                  std::invalid_argument);
 }
 
 TEST_CASE("both networks give logits for images, and every parameter gets a gradient") {
@@ -57,6 +59,8 @@ TEST_CASE("both networks give logits for images, and every parameter gets a grad
     logits.sum().backward();
     for (auto const& item : net->named_parameters()) CHECK_MESSAGE(item.value().grad().defined(), item.key());
   };
-  check(models::WideResNet{models::WideResNetOptions{.depth = 10, .widen_factor = 1, .classes = 10, .channels = 1, .dropout = 0.3}}, 1, 10);
+  check(models::WideResNet{models::WideResNetOptions{
+            .depth = 10, .widen_factor = 1, .classes = 10, .channels = 1, .dropout = 0.3}},
+        1, 10);
   check(models::GuideWideResNet{models::GuideWideResNetOptions{.classes = 7}}, 3, 7);
 }

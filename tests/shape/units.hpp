@@ -17,8 +17,10 @@ std::string gloo_without_backends();
 // What a unit says when it is asked for Gloo: the backend's name, or the sentence that names the target to link.
 static inline std::string try_gloo() {
   try {
-    return std::string(pardl::init({.backend = "gloo", .device = torch::Device(torch::kCPU),
-                                    .store = c10::make_intrusive<c10d::HashStore>(), .environment = pardl::Environment{}})
+    return std::string(pardl::init({.backend = "gloo",
+                                    .device = torch::Device(torch::kCPU),
+                                    .store = c10::make_intrusive<c10d::HashStore>(),
+                                    .environment = pardl::Environment{}})
                            .backend());
   } catch (pardl::ConfigError const& error) {
     return error.what();

@@ -17,10 +17,10 @@
 namespace pardl::testing {
 
 struct RanksOptions {
-  std::chrono::milliseconds timeout{30'000};   ///< of one operation: a broken test ends
-  std::string backend = {};                    ///< empty: self for one rank, gloo for more
-  torch::Device device = torch::kCPU;          ///< of every rank
-  std::vector<std::string> hosts = {};         ///< pretend that rank i sits on hosts[i]; empty: all on this one
+  std::chrono::milliseconds timeout{30'000};  ///< of one operation: a broken test ends
+  std::string backend = {};                   ///< empty: self for one rank, gloo for more
+  torch::Device device = torch::kCPU;         ///< of every rank
+  std::vector<std::string> hosts = {};        ///< pretend that rank i sits on hosts[i]; empty: all on this one
 };
 
 /// Calls f(world) on n threads, a rank each, joins them, and rethrows what was thrown first. A rank that throws ends
@@ -37,12 +37,13 @@ void with_ranks(int n, F&& f, RanksOptions const& options = {}) {
         Environment environment;
         environment.rank = environment.local_rank = rank;
         environment.size = environment.local_size = n;
-        ProcessGroup world = init({.backend = options.backend,
-                                   .device = options.device,
-                                   .timeout = options.timeout,
-                                   .store = store,
-                                   .environment = environment,
-                                   .host = options.hosts.empty() ? "" : options.hosts.at(static_cast<std::size_t>(rank))});
+        ProcessGroup world =
+            init({.backend = options.backend,
+                  .device = options.device,
+                  .timeout = options.timeout,
+                  .store = store,
+                  .environment = environment,
+                  .host = options.hosts.empty() ? "" : options.hosts.at(static_cast<std::size_t>(rank))});
         try {
           f(world);
         } catch (...) {

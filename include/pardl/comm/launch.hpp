@@ -47,6 +47,7 @@
 #include "pardl/comm/process_group.hpp"
 #include "pardl/policy/environment.hpp"
 #include "pardl/policy/error.hpp"
+#include "pardl/policy/whole_number.hpp"
 #include "pardl/version.hpp"
 
 namespace pardl::inline PARDL_ABI {

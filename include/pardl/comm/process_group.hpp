@@ -96,13 +96,13 @@ class ProcessGroup {
     detail::BackendPlan plan{.name = members.size() == 1 ? "self" : state_->backend, .device = device()};
     plan.size = static_cast<int>(members.size());
     plan.timeout = timeout();
+    plan.address = state_->address;
     std::vector<int> hosts;
     for (std::size_t i = 0; i < members.size(); ++i) {
       if (members[i].second == rank()) plan.rank = static_cast<int>(i);
       hosts.push_back(state_->hosts[static_cast<std::size_t>(members[i].second)]);
     }
-    plan.one_host =
-        std::adjacent_find(hosts.begin(), hosts.end(), std::not_equal_to<>()) == hosts.end() && state_->one_host_known;
+    plan.one_host = state_->places_known && detail::places_of(hosts, plan.rank).nodes == 1;
     if (plan.size > 1) {
       plan.store = c10::make_intrusive<c10d::PrefixStore>(
           "split/" + std::to_string(votes[3]) + "/" + std::to_string(*color), state_->store);
@@ -122,6 +122,7 @@ class ProcessGroup {
       hosts = detail::meet(store, rank(), size(), {detail::host_identity(), state_->backend}, timeout());
     }
     state_->place(std::move(hosts));
+    state_->places_known = true;
   }
 
   /// Tells the other ranks that this one cannot go on: their operations end at once, with `why` in the sentence,
@@ -149,12 +150,14 @@ class ProcessGroup {
           rank(plan.rank),
           size(plan.size),
           timeout(plan.timeout),
+          address(plan.address),
           store(plan.store),
           keeper(std::move(keeper_)) {
       auto made = detail::make_group(plan);
+      ours = true;
       group = std::move(made.group);
       traced = std::move(made.traced);
-      one_host_known = plan.one_host;
+      places_known = true;
       place(std::move(hosts_));
     }
     State(c10::intrusive_ptr<c10d::ProcessGroup> adopted, torch::Device device_)
@@ -173,7 +176,7 @@ class ProcessGroup {
     ~State() {
       // Whoever leaves by an exception leaves the others waiting: tell them.
       if (traced && std::uncaught_exceptions() > 0) traced->roll().announce("an exception ended it");
-      end();
+      if (ours) end();  // an adopted group may serve others still
     }
 
     void place(std::vector<int> hosts_) {
@@ -203,10 +206,12 @@ class ProcessGroup {
     std::string backend;
     int rank = 0, size = 1;
     std::chrono::milliseconds timeout{600'000};
+    std::string address;  ///< of this host, for connections to other hosts
     c10::intrusive_ptr<c10d::Store> store;
     std::vector<int> hosts;  ///< by rank
     detail::Places places;
-    bool one_host_known = false;  ///< all on one host for sure: connections may stay on loopback
+    bool places_known = false;  ///< hosts were counted: connections of ranks on one may stay on loopback
+    bool ours = false;          ///< made here, not adopted
     bool ended = false;
     std::shared_ptr<detail::StoreKeeper> keeper;  ///< destroyed last: it serves the others' last words
   };
@@ -264,9 +269,10 @@ inline ProcessGroup init(InitOptions options = {}) {
                  : detail::store_from(env, limit);
     detail::Arrival const self{options.host.empty() ? detail::host_identity() : options.host, plan.name};
     hosts = detail::meet(keeper->store(), env.rank, env.size, self, limit);
-    plan.one_host = *std::max_element(hosts.begin(), hosts.end()) == 0;
+    plan.one_host = detail::places_of(hosts, env.rank).nodes == 1;
     plan.store = c10::make_intrusive<c10d::PrefixStore>("world", keeper->store());
     plan.store_host = keeper->host();
+    if (!plan.one_host && !env.master_addr.empty()) plan.address = detail::address_towards(env.master_addr);
   } else if (plan.name != "self") {
     plan.store = c10::make_intrusive<c10d::HashStore>();
   }

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: MIT
-/// \file   Random numbers that belong to a sample, not to a thread: the same sample draws the same numbers in any
-/// batch. \layer  data (std only).
+/// \file   Random numbers that belong to a sample, not to a thread: in any batch the same sample draws the same ones.
+/// \layer  data (std only).
 ///
 /// A draw is a pure function of (seed, epoch, sample index, position in the chain of transforms, draw number). Nothing
 /// is consumed and nothing is shared, so augmentation does not depend on the number of ranks, the batch size, the
-/// number of loader threads or the device. \paper Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1,
-/// 2, 3", SC 2011: the counter-based generator Philox4x32 with 10 rounds, which passes BigCrush.
+/// number of loader threads or the device.
+/// \paper Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011: the counter-based
+/// generator Philox4x32 with 10 rounds, which passes BigCrush.
 #pragma once
 
 #include <array>

@@ -27,6 +27,7 @@
 
 #include "pardl/policy/detail/slurm.hpp"
 #include "pardl/policy/error.hpp"
+#include "pardl/policy/whole_number.hpp"
 #include "pardl/version.hpp"
 
 namespace pardl::inline PARDL_ABI {

@@ -24,7 +24,8 @@
 namespace pardl::inline PARDL_ABI {
 
 struct GlooOptions {
-  std::string interface;  ///< network interfaces, by comma; empty: by GLOO_SOCKET_IFNAME, then the host name
+  std::string interface = {};  ///< network interfaces, by comma; empty: GLOO_SOCKET_IFNAME, then address
+  std::string address = {};    ///< of this host; empty: by its name, which often means loopback
   std::chrono::milliseconds timeout{600'000};  ///< of one operation
   int threads = 2;                             ///< that carry out operations, per rank
 };
@@ -42,7 +43,9 @@ inline c10::intrusive_ptr<c10d::Backend> gloo(c10::intrusive_ptr<c10d::Store> co
     auto settings = c10d::ProcessGroupGloo::Options::create(options.timeout);
     settings->threads = options.threads;
     if (interfaces.empty()) {
-      settings->devices.push_back(c10d::ProcessGroupGloo::createDefaultDevice());
+      settings->devices.push_back(options.address.empty()
+                                      ? c10d::ProcessGroupGloo::createDefaultDevice()
+                                      : c10d::ProcessGroupGloo::createDeviceForHostname(options.address));
     } else {
       for (std::size_t at = 0; at <= interfaces.size();) {  // "eth0,eth1": traffic is spread over both
         auto const end = std::min(interfaces.find(',', at), interfaces.size());

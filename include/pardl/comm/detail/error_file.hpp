@@ -18,7 +18,7 @@
 #include <string_view>
 
 #include "pardl/io/posix.hpp"
-#include "pardl/policy/detail/slurm.hpp"
+#include "pardl/policy/whole_number.hpp"
 #include "pardl/version.hpp"
 
 namespace pardl::inline PARDL_ABI::detail::launching {

@@ -12,8 +12,8 @@
 #include <string_view>
 #include <vector>
 
-#include "pardl/policy/detail/slurm.hpp"
 #include "pardl/policy/error.hpp"
+#include "pardl/policy/whole_number.hpp"
 #include "pardl/version.hpp"
 
 namespace pardl::inline PARDL_ABI::detail::launching {

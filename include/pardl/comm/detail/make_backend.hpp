@@ -37,11 +37,12 @@ inline constexpr bool has_nccl = false;
 
 /// Everything a backend needs to know.
 struct BackendPlan {
-  std::string name;                            ///< "self", "gloo" or "nccl"
-  torch::Device device = torch::kCPU;          ///< where this rank computes
-  int rank = 0;                                ///< of this process in the group
-  int size = 1;                                ///< ranks in the group
-  bool one_host = true;                        ///< all ranks share a host: stay on loopback
+  std::string name;                    ///< "self", "gloo" or "nccl"
+  torch::Device device = torch::kCPU;  ///< where this rank computes
+  int rank = 0;                        ///< of this process in the group
+  int size = 1;                        ///< ranks in the group
+  bool one_host = true;                ///< all ranks share a host: stay on loopback
+  std::string address = {};            ///< of this host on the way to the others; empty: the transport finds one
   std::chrono::milliseconds timeout{600'000};  ///< of one operation
   c10::intrusive_ptr<c10d::Store> store = {};  ///< private to this group
   std::string group = "pardl";                 ///< unique name in c10d's logs
@@ -81,7 +82,7 @@ inline c10::intrusive_ptr<c10d::Backend> make_backend(BackendPlan const& plan) {
 #ifdef PARDL_WITH_GLOO
   if (plan.name == "gloo")
     return backend::gloo(plan.store, plan.rank, plan.size,
-                         {.interface = plan.one_host ? "lo" : "", .timeout = plan.timeout});
+                         {.interface = plan.one_host ? "lo" : "", .address = plan.address, .timeout = plan.timeout});
 #endif
 #ifdef PARDL_WITH_NCCL
   if (plan.name == "nccl")

@@ -23,14 +23,16 @@
 
 namespace pardl::inline PARDL_ABI::detail {
 
-/// The machine: its boot, which containers on it share, and its name, which tells network namespaces apart that were
-/// given names of their own.
+/// What ranks must share to reach each other by loopback: the machine's boot and the network namespace. Two containers
+/// with networks of their own are two hosts, then. The machine's name serves where /proc does not tell.
 inline std::string host_identity() {
-  char name[256] = {};
-  ::gethostname(name, sizeof name - 1);
   std::string boot;
   std::ifstream("/proc/sys/kernel/random/boot_id") >> boot;
-  return std::string(name) + "/" + boot;
+  char network[64] = {};
+  if (!boot.empty() && ::readlink("/proc/self/ns/net", network, sizeof network - 1) > 0) return boot + " " + network;
+  char name[256] = {};
+  ::gethostname(name, sizeof name - 1);
+  return name;
 }
 
 /// Hosts by number, in the order in which ranks first name them: "0 0 1 1".

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-/// \file   Signals as bytes in a pipe, so that one poll() waits for them too, whichever thread the kernel hands them
-/// to. \layer  comm (std and POSIX only).
+/// \file   Signals as bytes in a pipe, so that one poll() waits for them too, whichever thread gets them.
+/// \layer  comm (std and POSIX only).
 ///
 /// signalfd would do for one thread only: a thread that does not block a signal takes it away from the descriptor, and
 /// a SIGCHLD that is lost this way leaves its reader waiting for ever.

@@ -168,6 +168,28 @@ inline bool is_loopback(std::string const& address) {
   return address == "localhost" || address == "::1" || address.starts_with("127.");
 }
 
+/// This host's address on the way to another; empty if there is none but loopback. Sends nothing.
+inline std::string address_towards(std::string const& host) {
+  addrinfo hints{};
+  hints.ai_socktype = SOCK_DGRAM;
+  addrinfo* found = nullptr;
+  if (::getaddrinfo(host.c_str(), "9", &hints, &found) != 0) return "";
+  std::string address;
+  for (auto const* each = found; each && address.empty(); each = each->ai_next) {
+    Socket const socket(::socket(each->ai_family, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+    sockaddr_storage own{};
+    socklen_t length = sizeof own;
+    char text[NI_MAXHOST] = {};
+    if (::connect(socket.fd(), each->ai_addr, each->ai_addrlen) == 0 &&
+        ::getsockname(socket.fd(), reinterpret_cast<sockaddr*>(&own), &length) == 0 &&
+        ::getnameinfo(reinterpret_cast<sockaddr*>(&own), length, text, sizeof text, nullptr, 0, NI_NUMERICHOST) == 0 &&
+        !is_loopback(text))
+      address = text;
+  }
+  ::freeaddrinfo(found);
+  return address;
+}
+
 inline StorePtr serve_store(Socket listener, std::string const& address, std::chrono::milliseconds limit) {
   c10d::TCPStoreOptions options;
   options.isServer = true;

@@ -6,6 +6,7 @@
 #include <ATen/Parallel.h>
 #include <c10/util/Exception.h>
 #include <cxxabi.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -26,6 +27,7 @@
 #include "pardl/io/posix.hpp"
 #include "pardl/policy/environment.hpp"
 #include "pardl/policy/error.hpp"
+#include "pardl/policy/whole_number.hpp"
 #include "pardl/version.hpp"
 
 namespace pardl::inline PARDL_ABI::detail::launching {
@@ -108,11 +110,11 @@ inline void report_cause(Cause const& cause, Environment const& env) {
 }
 
 /// What a process that pardl::launch started does first.
-inline void settle_in() {
+inline void settle_in(Environment const& env) {
+  ::prctl(PR_SET_NAME, ("rank " + std::to_string(env.rank)).c_str());  // what ps, top and gdb show
   struct stat out {};
   if (::fstat(STDOUT_FILENO, &out) == 0 && S_ISFIFO(out.st_mode))
-    std::setvbuf(stdout, nullptr, _IOLBF,
-                 BUFSIZ);  // a pipe's usual block would hold lines back, and lose them in a crash
+    std::setvbuf(stdout, nullptr, _IOLBF, BUFSIZ);  // a whole block would come late, and be lost in a crash
   // libgomp read OMP_NUM_THREADS before the fork, when the launcher had not set it yet.
   char const* const threads = std::getenv("PARDL_NUM_THREADS");
   if (threads == nullptr) return;
@@ -125,7 +127,7 @@ inline void settle_in() {
 /// \param limit  how long the group may take to end after the work is done.
 template <class Main>
 int run_rank(Environment const& env, InitOptions options, std::chrono::milliseconds limit, Main&& main) {
-  if (env.launcher == Launcher::pardl) settle_in();
+  if (env.launcher == Launcher::pardl) settle_in(env);
   std::optional<ProcessGroup> world;  // outlives the exception: its end may wait for peers
   int code = 0;
   try {

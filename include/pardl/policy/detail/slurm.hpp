@@ -3,25 +3,16 @@
 /// \layer  policy (std only).
 #pragma once
 
-#include <charconv>
 #include <cstdint>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "pardl/policy/whole_number.hpp"
 #include "pardl/version.hpp"
 
 namespace pardl::inline PARDL_ABI::detail {
-
-/// The whole of `text` as a number, or nothing: no sign but '-', no spaces, no tail.
-template <class Number = int>
-[[nodiscard]] std::optional<Number> whole_number(std::string_view text) {
-  Number value{};
-  auto const [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc{} || end != text.data() + text.size()) return std::nullopt;
-  return value;
-}
 
 /// Tasks of each node from "2(x3),1": {2, 2, 2, 1}. Nothing if the text is not of that form.
 [[nodiscard]] inline std::optional<std::vector<int>> tasks_per_node(std::string_view text) {
