@@ -11,13 +11,14 @@ int main(int argc, char** argv) {
                               torch::nn::Linear{64, 10}};
     net->to(world.device());
     pardl::DistributedDataParallel model{net, world};
-    pardl::data::Synthetic const images{{.samples = 4096, .classes = 10, .height = 8, .width = 8, .seed = 7}};
+    pardl::data::Synthetic const images{
+        {.samples = 4096, .classes = 10, .height = 8, .width = 8, .noise = 1.0, .seed = 7}};
     pardl::DistributedSampler sampler{images.size(), world, {.seed = 7}};
     pardl::DataLoader loader{images,
                              sampler,
                              pardl::Normalize{images.mean(), images.stddev()},
                              {.batch_size = 64 / world.size(), .device = world.device()}};
-    pardl::optim::SGD sgd{model.parameters(), {.lr = 0.05, .momentum = 0.9}};
+    pardl::optim::SGD sgd{model.parameters(), {.lr = 0.005, .momentum = 0.9}};
     for (int epoch = 1; epoch <= 3; ++epoch) {
       for (auto [input, target] : loader.epoch(epoch)) {
         sgd.zero_grad();

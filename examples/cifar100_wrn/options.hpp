@@ -59,15 +59,6 @@ inline void settle(Options& options, torch::Device device) {
                                              "CPUs have no fast half precision; use bf16 or fp32, or --device cuda"));
 }
 
-/// What pardl::launch takes before the program sees its arguments.
-inline constexpr char launcher_options[] =
-    "Taken by pardl::launch:\n"
-    "  --nproc N|gpu|cpu           start so many ranks on this machine\n"
-    "  --max-restarts K            start all of them again, up to K times, if one fails\n"
-    "  --backend gloo|nccl|self    instead of what fits the device\n"
-    "  --device cpu|cuda           instead of a GPU where there is one\n"
-    "  --timeout SECONDS           of one operation of the group [600]";
-
 /// Nothing when the user asked for help, which `print_help` then has printed.
 /// \throws pardl::ConfigError for an unknown option or a value that cannot be.
 inline std::optional<Options> parse(std::span<char* const> arguments, bool print_help) {
@@ -103,7 +94,7 @@ inline std::optional<Options> parse(std::span<char* const> arguments, bool print
   app.add_option("--progress", options.progress, "auto: a bar on a terminal, else none")
       ->check(CLI::IsMember({"auto", "on", "off"}));
   app.add_option("--summary", options.summary, "write the run as JSON to this file");
-  app.footer(launcher_options);
+  app.footer(std::string(pardl::launch_help));
 
   std::vector<std::string> reversed(arguments.rbegin(), arguments.rend());
   try {

@@ -52,6 +52,15 @@
 
 namespace pardl::inline PARDL_ABI {
 
+/// The options above, for the end of a program's own --help.
+inline constexpr std::string_view launch_help =
+    "Taken by pardl::launch:\n"
+    "  --nproc N|gpu|cpu           start so many ranks on this host\n"
+    "  --max-restarts K            start all of them again, up to K times, if one fails\n"
+    "  --backend gloo|nccl|self    instead of what fits device and hosts\n"
+    "  --device cpu|cuda           instead of a GPU where there is one\n"
+    "  --timeout SECONDS           of one operation of the group [600]";
+
 /// What the launcher does when a rank fails.
 enum class OnRankFailure {
   stop_all,    ///< ends the others, and names the first failure

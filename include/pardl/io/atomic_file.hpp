@@ -39,7 +39,7 @@ class AtomicFile {
  public:
   /// \param target  the final name; if it is a symbolic link, the file it points to is replaced, not the link.
   ///                An existing file keeps its permission bits, a new one gets the umask's.
-  explicit AtomicFile(std::filesystem::path target, AtomicFileOptions options = {}) : options_(options) {
+  explicit AtomicFile(std::filesystem::path const& target, AtomicFileOptions options = {}) : options_(options) {
     std::error_code ignored;
     // Errors are reported with the name the caller used; the work is done on the resolved one.
     target_ = std::filesystem::is_symlink(target, ignored) ? std::filesystem::weakly_canonical(target) : target;

@@ -215,7 +215,7 @@ class DivergedState {
   }
   [[nodiscard]] std::string reason() const {
     if (!diverged_) return {};
-    auto const what = std::string(settings_.name) + " is " + detail::number(last_);
+    auto what = std::string(settings_.name) + " is " + detail::number(last_);
     if (last_ > settings_.above) return what + ", above " + detail::number(settings_.above);
     if (last_ < settings_.below) return what + ", below " + detail::number(settings_.below);
     return what;
