@@ -10,6 +10,7 @@
 #include <cstdio>
 #include <pardl/ddp.hpp>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace benchmarks {

@@ -4,7 +4,6 @@
 /// Its peers are wrn_train.py --style seed (the guide's script) and --style equal (same precision and layout, no
 /// loading).
 #include <CLI/CLI.hpp>
-#include <optional>
 
 #include "common.hpp"
 #include "models/wide_resnet.hpp"

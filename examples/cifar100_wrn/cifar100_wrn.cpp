@@ -111,14 +111,13 @@ int train(Options options, pardl::ProcessGroup const& world) {
   pardl::optim::SGD sgd{model.parameters(), {.lr = options.base_lr, .momentum = 0.9, .weight_decay = 5e-4}};
   pardl::GradScaler scaler{{.enabled = options.precision == "fp16"}};
   auto const schedule = pardl::make_lr_schedule(options.schedule, {.steps = options.epochs * train_loader.batches()});
-  auto const stopping = pardl::any_of(pardl::Diverged{.metric = &EpochRecord::loss, .name = "validation loss"},
-                                      pardl::TargetReached{.metric = &EpochRecord::accuracy,
-                                                           .goal = pardl::Goal::maximize,
-                                                           .target = options.target_accuracy,
-                                                           .patience = options.patience,
-                                                           .name = "validation accuracy"},
-                                      pardl::MaxEpochs{options.epochs});
-  auto stop = pardl::stopper<EpochRecord>(stopping);
+  auto target = pardl::stopper<EpochRecord>(pardl::TargetReached{.metric = &EpochRecord::accuracy,
+                                                                 .goal = pardl::Goal::maximize,
+                                                                 .target = options.target_accuracy,
+                                                                 .patience = options.patience,
+                                                                 .name = "validation accuracy"});
+  auto limits = pardl::stopper<EpochRecord>(pardl::any_of(
+      pardl::Diverged{.metric = &EpochRecord::loss, .name = "validation loss"}, pardl::MaxEpochs{options.epochs}));
   auto training_loss = pardl::stopper(pardl::Diverged{.name = "training loss"});
   // Reading a loss waits for a GPU; a CPU has it already.
   std::int64_t const look_every = gpu ? 25 : 1;
@@ -165,13 +164,16 @@ int train(Options options, pardl::ProcessGroup const& world) {
                              .seconds = trained.seconds,
                              .images = trained.samples};
     report.epoch(record);
-    auto const verdict = stop.observe(record);
+    bool const reached = target.observe(record) == pardl::Verdict::stop;
+    auto const verdict = limits.observe(record);
     if (verdict == pardl::Verdict::fail)
-      throw pardl::Error(pardl::sentence("cifar100_wrn", stop.reason() + " after epoch " + std::to_string(epoch + 1),
+      throw pardl::Error(pardl::sentence("cifar100_wrn", limits.reason() + " after epoch " + std::to_string(epoch + 1),
                                          "lower --base-lr"));
-    if (verdict == pardl::Verdict::stop) break;
+    if (reached) report.target_reached();
+    if (reached || verdict == pardl::Verdict::stop) break;
   }
-  report.finished(stop.reason());
+  auto const reason = target.reason();
+  report.finished(reason.empty() ? limits.reason() : reason);
   return 0;
 }
 

@@ -94,17 +94,15 @@ int run(pardl::ProcessGroup const& world, std::span<char* const> arguments) {
     std::printf("pid %d\n", static_cast<int>(::getpid()));
     wait_for_ever();
   } else if (what == "polite") {  // saves its state on SIGTERM and ends well
-    static volatile std::sig_atomic_t told = 0;
+    static int pipe[2];           // the handler may run in a transport's thread, where a flag alone would wake nobody
+    if (::pipe(pipe) != 0) return 1;
     struct sigaction action {};
-    action.sa_handler = [](int) { told = 1; };
+    action.sa_handler = [](int) { (void)!::write(pipe[1], "", 1); };
     ::sigaction(SIGTERM, &action, nullptr);
-    sigset_t term;
-    ::sigemptyset(&term);
-    ::sigaddset(&term, SIGTERM);
-    sigset_t before;
-    ::sigprocmask(SIG_BLOCK, &term, &before);
     std::printf("pid %d\n", static_cast<int>(::getpid()));
-    while (told == 0) ::sigsuspend(&before);
+    char told = 0;
+    while (::read(pipe[0], &told, 1) != 1) {
+    }
     std::printf("saved\n");
   } else if (what == "print") {  // many lines, in pieces
     for (int i = 0; i < chosen; ++i) {

@@ -67,16 +67,19 @@ struct Loader {
   }
 };
 
-/// 41 samples whose losses do not add up the same in every order.
-Pair data() {
-  torch::manual_seed(3);
-  auto const inputs = torch::randn({41, 10}, torch::kFloat64) * torch::logspace(-4, 1, 41).unsqueeze(1);
-  return {inputs, torch::randint(10, {41})};
+/// 41 samples whose losses do not add up the same in every order. Made once: ranks are threads and share the generator.
+Pair const& data() {
+  static Pair const made = [] {
+    torch::manual_seed(3);
+    auto const inputs = torch::randn({41, 10}, torch::kFloat64) * torch::logspace(-4, 1, 41).unsqueeze(1);
+    return Pair{inputs, torch::randint(10, {41})};
+  }();
+  return made;
 }
 
 /// Samples `from`, `from + step`, … below `end`, in batches of `size`.
 std::vector<Pair> share(std::int64_t from, std::int64_t step, std::int64_t end, std::int64_t size) {
-  auto const all = data();
+  auto const& all = data();
   std::vector<std::int64_t> mine;
   for (auto i = from; i < end; i += step) mine.push_back(i);
   std::vector<Pair> batches;
@@ -93,7 +96,7 @@ std::vector<Pair> share(std::int64_t from, std::int64_t step, std::int64_t end, 
 
 TEST_CASE("evaluate gives the mean loss and the accuracy of all samples") {
   Net net;
-  auto const all = data();
+  auto const& all = data();
   auto const result = pardl::evaluate(net, share(0, 1, 41, 7), ProcessGroup{});
   auto const losses = torch::nn::functional::cross_entropy(
       all.inputs, all.targets, torch::nn::functional::CrossEntropyFuncOptions().reduction(torch::kNone));
@@ -210,7 +213,7 @@ TEST_CASE("evaluate runs under autocast if asked, and the loss stays in float32"
 
 TEST_CASE("a loss of one's own is one number per sample, or more") {
   Net net;
-  auto const all = data();
+  auto const& all = data();
   auto const square = [](torch::Tensor const& outputs, torch::Tensor const&) { return outputs.square(); };
   auto const result = pardl::evaluate(net, share(0, 1, 41, 9), ProcessGroup{}, square);
   CHECK(result.loss == doctest::Approx(all.inputs.to(torch::kFloat64).square().mean().item<double>()).epsilon(1e-6));

@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <filesystem>
 #include <limits>
+#include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -50,12 +52,17 @@ bool equal(Tensors const& a, Tensors const& b) {
   return same;
 }
 
-auto trace() { return pardl::testing::python_trace(std::filesystem::path(__FILE__).parent_path() / "optim_parity.py"); }
+/// What Python did; two tests read it, one run makes it.
+std::optional<pardl::testing::Trace> const& trace() {
+  static auto const once =
+      pardl::testing::python_trace(std::filesystem::path(__FILE__).parent_path() / "optim_parity.py");
+  return once;
+}
 
 }  // namespace
 
 TEST_CASE("SGD follows torch.optim.SGD bit for bit, fused and not") {
-  auto const python = trace();
+  auto const& python = trace();
   if (!python) return;
   int cases = 0;
   for (c10::IValue const& item : python->at("sgd").toList()) {
@@ -95,7 +102,7 @@ TEST_CASE("SGD follows torch.optim.SGD bit for bit, fused and not") {
 }
 
 TEST_CASE("clip_grad_norm_ and clip_grad_value_ are torch.nn.utils's bit for bit") {
-  auto const python = trace();
+  auto const& python = trace();
   if (!python) return;
   int cases = 0;
   for (c10::IValue const& item : python->at("clip").toList()) {

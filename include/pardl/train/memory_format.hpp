@@ -21,12 +21,14 @@ namespace pardl::inline PARDL_ABI {
 /// \throws ConfigError for a format other than Contiguous and ChannelsLast.
 template <class M>
 void to_memory_format(M& model, torch::MemoryFormat format) {
-  static_assert(module_like<M>, "pardl::to_memory_format needs a module: a torch::nn::Module, a shared_ptr or a holder of one.");
+  static_assert(module_like<M>,
+                "pardl::to_memory_format needs a module: a torch::nn::Module, a shared_ptr or a holder of one.");
   if (format != torch::MemoryFormat::Contiguous && format != torch::MemoryFormat::ChannelsLast)
     throw ConfigError(sentence("train", "a memory format that weights cannot have", "use Contiguous or ChannelsLast"));
   torch::NoGradGuard const no_grad;
   auto const lay_out = [format](torch::Tensor tensor) {
-    if (tensor.dim() == 4) tensor.set_data(at::empty(tensor.sizes(), tensor.options().memory_format(format)).copy_(tensor));
+    if (tensor.dim() == 4)
+      tensor.set_data(at::empty(tensor.sizes(), tensor.options().memory_format(format)).copy_(tensor));
   };
   auto& module = detail::contained(model);
   for (auto const& parameter : module.parameters()) lay_out(parameter);

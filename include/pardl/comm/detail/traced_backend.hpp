@@ -3,7 +3,7 @@
 /// \layer  comm, private.
 ///
 /// It stands below c10d::ProcessGroup, so it sees what everybody asks of the group: our collectives, the Reducer's
-/// all-reduces, a user's own calls. Cost: about a microsecond an operation, one thread a group.
+/// all-reduces, a user's own calls. Cost: a few microseconds an operation, one thread a group.
 /// Code that asks for ProcessGroupGloo or ProcessGroupNCCL by its type must look through inner(): c10d's symmetric
 /// memory does so, its Reducer and Logger go by getBackendName(), which is the inner backend's.
 #pragma once
