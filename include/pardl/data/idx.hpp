@@ -41,7 +41,7 @@ inline namespace with_zlib {
 inline namespace without_zlib {
 #endif
 
-namespace detail {
+namespace idx_detail {
 
 using pardl::detail::DataFile;
 
@@ -158,16 +158,16 @@ struct IdxType {
   }
 }
 
-}  // namespace detail
+}  // namespace idx_detail
 
 /// The tensor in an IDX file, of any type and shape that the format has; gzip is recognised by its first bytes.
 /// \throws DataError for a missing file, a wrong magic number, and for less or more data than the header says.
 [[nodiscard]] inline torch::Tensor read_idx(std::filesystem::path const& path) {
-  detail::IdxSource source(path);
+  idx_detail::IdxSource source(path);
   auto const& file = source.file();
   std::array<std::byte, 4> magic{};
   source.read(magic);
-  auto const type = detail::idx_type(magic[2]);
+  auto const type = idx_detail::idx_type(magic[2]);
   auto const dimensions = std::to_integer<std::size_t>(magic[3]);
   if (magic[0] != std::byte{} || magic[1] != std::byte{} || !type || dimensions == 0)
     file.refuse("is not an IDX file: its first four bytes are wrong", "give an IDX file, plain or gzip");
@@ -241,7 +241,7 @@ struct MnistOptions {
   std::int64_t pad_to = 0;  ///< side of the images after black borders, e.g. 32; 0: 28 as they are
 };
 
-namespace detail {
+namespace idx_detail {
 
 /// Reads {train,t10k}-{images-idx3,labels-idx1}-ubyte, each plain or with .gz, in the first folder that has them.
 [[nodiscard]] inline ImageDataset read_mnist(std::vector<std::filesystem::path> const& folders, Split split,
@@ -271,17 +271,17 @@ namespace detail {
   });
 }
 
-}  // namespace detail
+}  // namespace idx_detail
 
 /// 60,000 and 10,000 grey images [1, 28, 28] of handwritten digits, in `root`, `root`/mnist or `root`/MNIST/raw.
 class Mnist : public ImageDataset {
  public:
   Mnist(std::filesystem::path const& root, Split split, MnistOptions const& options = {})
-      : ImageDataset(detail::read_mnist(folders(root), split, options, {"MNIST", 10, {0.1307}, {0.3081}},
+      : ImageDataset(idx_detail::read_mnist(folders(root), split, options, {"MNIST", 10, {0.1307}, {0.3081}},
                                         "put the four files there, plain or gzip")) {}
   /// Are the split's images there? (Not: are they right.)
   [[nodiscard]] static bool found(std::filesystem::path const& root, Split split = Split::train) {
-    return detail::has_mnist(folders(root), split);
+    return idx_detail::has_mnist(folders(root), split);
   }
 
  private:
@@ -296,12 +296,12 @@ class Mnist : public ImageDataset {
 class FashionMnist : public ImageDataset {
  public:
   FashionMnist(std::filesystem::path const& root, Split split, MnistOptions const& options = {})
-      : ImageDataset(detail::read_mnist(
+      : ImageDataset(idx_detail::read_mnist(
             folders(root), split, options, {"Fashion-MNIST", 10, {0.2860}, {0.3530}},
             "install Debian's package dataset-fashion-mnist, or put the four files there, plain or gzip")) {}
   /// Are the split's images there? (Not: are they right.)
   [[nodiscard]] static bool found(std::filesystem::path const& root, Split split = Split::train) {
-    return detail::has_mnist(folders(root), split);
+    return idx_detail::has_mnist(folders(root), split);
   }
 
  private:
