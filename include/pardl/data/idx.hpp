@@ -278,7 +278,7 @@ class Mnist : public ImageDataset {
  public:
   Mnist(std::filesystem::path const& root, Split split, MnistOptions const& options = {})
       : ImageDataset(idx_detail::read_mnist(folders(root), split, options, {"MNIST", 10, {0.1307}, {0.3081}},
-                                        "put the four files there, plain or gzip")) {}
+                                            "put the four files there, plain or gzip")) {}
   /// Are the split's images there? (Not: are they right.)
   [[nodiscard]] static bool found(std::filesystem::path const& root, Split split = Split::train) {
     return idx_detail::has_mnist(folders(root), split);
