@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""WRN-depth-width, layer for layer the WideResNet of examples/models/wide_resnet.hpp."""
+"""The networks of examples/models/wide_resnet.hpp, layer for layer."""
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -39,6 +39,33 @@ class WideResNet(nn.Module):
 
     def forward(self, x):
         return self.classify(F.relu_(self.norm(self.features(x))).mean((2, 3)))
+
+
+class GuideBlock(nn.Module):
+    def __init__(self, inputs, outputs, dropout=0.01):
+        super().__init__()
+        self.convolve = nn.Sequential(
+            nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Conv2d(outputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
+        self.widen = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else None
+
+    def forward(self, x):
+        return self.convolve(x) + (self.widen(x) if self.widen is not None else x)
+
+
+class GuideWideResNet(nn.Module):
+    def __init__(self, classes=100, channels=3):
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(channels, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
+            GuideBlock(16, 160), GuideBlock(160, 160), nn.MaxPool2d(2),
+            GuideBlock(160, 320), GuideBlock(320, 320), nn.MaxPool2d(2),
+            GuideBlock(320, 640), GuideBlock(640, 640), nn.AvgPool2d(7), nn.Flatten())
+        self.classify = nn.Linear(640, classes)
+
+    def forward(self, x):
+        return self.classify(self.features(x))
 
 
 def mlp():

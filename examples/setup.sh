@@ -10,6 +10,10 @@ read -r -a pardl_cmake_args <<<"${PARDL_CMAKE_ARGS:-}"
 
 export CCACHE_SLOPPINESS=${CCACHE_SLOPPINESS:-pch_defines,time_macros,include_file_mtime,include_file_ctime}
 
+# What every build of ours needs.
+# shellcheck disable=SC2034  # read by the scripts that source this
+pardl_base=(g++ cmake ninja-build ccache libgloo-dev zlib1g-dev libcurl4-openssl-dev libssl-dev libcli11-dev)
+
 pardl_say() { printf '%s\n' "pardl: $*" >&2; }
 pardl_die() { pardl_say "$*"; exit 1; }
 
@@ -61,6 +65,9 @@ pardl_torch() {
   if [ -z "${PARDL_TORCH_VERSION:-}" ] && pardl_torch_is_there; then
     pardl_python=$(command -v python3 || true)
     python3 -c 'import importlib.util as u, sys; sys.exit(not u.find_spec("torch"))' 2>/dev/null || pardl_python=
+    # As arguments, so that a tree configured for another LibTorch is configured again.
+    [ -z "${Torch_DIR:-}" ] || pardl_torch_args+=("-DTorch_DIR=$Torch_DIR")
+    [ -z "${CMAKE_PREFIX_PATH:-}" ] || pardl_torch_args+=("-DCMAKE_PREFIX_PATH=${CMAKE_PREFIX_PATH//:/;}")
     return 0
   fi
   local venv=$pardl_build/torch-$pardl_torch_version
@@ -106,12 +113,13 @@ pardl_make() {
   [ "$memory" -lt "$jobs" ] && jobs=$memory
   [ "$jobs" -lt 1 ] && jobs=1
   log=$folder/build.log
-  # A dry run tells whether there is anything to say before minutes of silence.
-  if ! ninja -C "$folder" -n "$@" 2>/dev/null | grep -q 'no work to do'; then
-    pardl_say "building $* (the first time takes some minutes; log in $log)"
-  fi
+  # Said once it turns out to take a while.
+  (sleep 2 >/dev/null 2>&1 && pardl_say "building $* (the first time takes some minutes; log in $log)") &
+  local teller=$!
   if ! cmake --build "$folder" -j "$jobs" --target "$@" >"$log" 2>&1; then
+    kill $teller 2>/dev/null || true
     grep -E -A6 'error|FAILED' "$log" | head -n 60 >&2
     pardl_die "the build failed; see $log"
   fi
+  kill $teller 2>/dev/null || true
 }

@@ -13,39 +13,56 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
+#include <utility>
 
 #include "data.hpp"
 #include "models/wide_resnet.hpp"
 #include "options.hpp"
 #include "pardl/ddp.hpp"
+#include "pardl/io/atomic_file.hpp"
 #include "report.hpp"
 
 namespace cifar100_wrn {
+
+/// "wrn-28-10" as {28, 10}; nothing for anything else.
+std::optional<std::pair<int, int>> depth_and_width(std::string_view name) {
+  auto const dash = name.rfind('-');
+  if (!name.starts_with("wrn-") || dash < 4) return std::nullopt;
+  auto const depth = whole_number<int>(name.substr(4, dash - 4)), width = whole_number<int>(name.substr(dash + 1));
+  if (!depth || !width) return std::nullopt;
+  return std::pair{*depth, *width};
+}
 
 /// --model as a network: [B, channels, 32, 32] to [B, classes].
 torch::nn::Sequential make_model(std::string const& name, std::int64_t channels, std::int64_t classes) {
   if (name == "seed")
     return torch::nn::Sequential{
         models::GuideWideResNet{models::GuideWideResNetOptions{.classes = classes, .channels = channels}}};
-  int depth = 0, width = 0, used = 0;
-  if (std::sscanf(name.c_str(), "wrn-%d-%d%n", &depth, &width, &used) != 2 ||
-      static_cast<std::size_t>(used) != name.size())
+  auto const shape = depth_and_width(name);
+  if (!shape)
     throw pardl::ConfigError(
         pardl::sentence("cifar100_wrn", "--model " + name, "it is seed, or wrn-DEPTH-WIDTH as in wrn-28-10"));
   try {
-    return torch::nn::Sequential{models::WideResNet{
-        models::WideResNetOptions{.depth = depth, .widen_factor = width, .classes = classes, .channels = channels}}};
+    return torch::nn::Sequential{models::WideResNet{models::WideResNetOptions{
+        .depth = shape->first, .widen_factor = shape->second, .classes = classes, .channels = channels}}};
   } catch (std::invalid_argument const& error) {
     throw pardl::ConfigError(pardl::sentence("cifar100_wrn", "--model " + name, error.what()));
   }
 }
 
-/// Found out before hours of training, not after them.
+/// Found out before hours of training, not after them. Rank 0 writes it, so rank 0 looks.
 void check_summary(std::filesystem::path const& file) {
-  auto const folder = file.has_parent_path() ? file.parent_path() : std::filesystem::path(".");
-  if (!file.empty() && (!std::filesystem::is_directory(folder) || std::filesystem::is_directory(file)))
-    throw pardl::ConfigError(pardl::sentence("cifar100_wrn", "--summary " + file.string() + " cannot be a file",
-                                             "name a file in a folder that exists"));
+  auto const refuse = [&](std::string const& why) {
+    throw pardl::ConfigError(pardl::sentence("cifar100_wrn", "--summary " + file.string() + " cannot be written" + why,
+                                             "name a file in a folder that exists and that you may write to"));
+  };
+  if (std::filesystem::is_directory(file)) refuse(": it is a folder");
+  try {
+    pardl::AtomicFile const probe{file};  // leaves nothing behind unless committed
+  } catch (pardl::Error const&) {
+    refuse("");
+  }
 }
 
 /// Images on this rank per step. The guide rounds the global batch down to a multiple of the ranks; so do we, and say
@@ -66,8 +83,10 @@ std::int64_t batch_per_rank(Options const& options, pardl::ProcessGroup const& w
 }
 
 int train(Options options, pardl::ProcessGroup const& world) {
-  settle(options, world.device());
-  check_summary(options.summary);
+  // Ranks of unlike processors must not choose unlike precisions.
+  bool const bf16 = pardl::all_sum(world, std::int64_t{has_bf16()}) == world.size();
+  settle(options, world.device(), bf16);
+  if (world.rank() == 0 && !options.summary.empty()) check_summary(options.summary);
   torch::Device const device = world.device();
   bool const gpu = device.is_cuda();
   auto& settings = at::globalContext();
@@ -162,7 +181,8 @@ int train(Options options, pardl::ProcessGroup const& world) {
                              .loss = seen.loss,
                              .accuracy = seen.accuracy,
                              .seconds = trained.seconds,
-                             .images = trained.samples};
+                             .images = trained.samples,
+                             .test_images = seen.samples};
     report.epoch(record);
     bool const reached = target.observe(record) == pardl::Verdict::stop;
     auto const verdict = limits.observe(record);

@@ -2,6 +2,7 @@
 /// \file   Which images cifar100_wrn trains on, and how to get others.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <filesystem>
 #include <string>
@@ -21,23 +22,14 @@ struct Images {
   std::string hint;  ///< how to get CIFAR-100, where this is something else
 };
 
-/// Debian's package dataset-fashion-mnist puts the files here.
-inline constexpr char fashion_mnist_folder[] = "/usr/share/datasets/fashion-mnist";
-
-inline bool has_files(std::filesystem::path const& folder, char const* name) {
-  return std::filesystem::exists(folder / name) || std::filesystem::exists(folder / (std::string(name) + ".gz"));
-}
-
 /// What `auto` means here and now.
 inline std::string choose_data(std::filesystem::path const& folder) {
-  if (has_files(folder, "train.bin") || has_files(folder / "cifar-100-binary", "train.bin")) return "cifar100";
-  if (has_files(folder, "train-images-idx3-ubyte") || has_files(fashion_mnist_folder, "train-images-idx3-ubyte"))
-    return "fashion-mnist";
-  return "synthetic";
+  using namespace pardl::data;
+  return Cifar100::found(folder) ? "cifar100" : FashionMnist::found(folder) ? "fashion-mnist" : "synthetic";
 }
 
-/// Reads, on every rank, what the options name. With --download rank 0 fetches first and the others wait for it.
-/// \throws pardl::DataError where files are missing or not what they should be.
+/// Reads, on every rank, what the options name. With --download the first rank of each host fetches, and all others
+/// wait. \throws pardl::DataError where files are missing or not what they should be.
 inline Images load(Options const& options, pardl::ProcessGroup const& world) {
   using namespace pardl::data;
   std::filesystem::path const folder = options.data_dir;
@@ -47,8 +39,13 @@ inline Images load(Options const& options, pardl::ProcessGroup const& world) {
     if (name != "cifar100" && name != "cifar10")
       throw pardl::ConfigError(pardl::sentence("cifar100_wrn", "--download with --data " + name,
                                                "only cifar100 and cifar10 can be fetched"));
-    if (world.rank() == 0) name == "cifar100" ? download_cifar100(folder) : download_cifar10(folder);
-    pardl::barrier(world);
+    // Once on each host, whose folder may be its own; where it is shared, a lock lets one fetch.
+    auto patient = world;  // a line may be slow; a rank that fails says so at once
+    auto const usual = world.timeout();
+    patient.set_timeout(std::chrono::hours(24));
+    if (world.local_rank() == 0) name == "cifar100" ? download_cifar100(folder) : download_cifar10(folder);
+    pardl::barrier(patient);
+    patient.set_timeout(usual);
   }
   if (name == "auto") name = choose_data(folder);
   std::string const hint = name == "cifar100" ? ""
@@ -57,10 +54,8 @@ inline Images load(Options const& options, pardl::ProcessGroup const& world) {
                                                     folder.string() + ")";
   if (name == "cifar100") return {Cifar100{folder, Split::train}, Cifar100{folder, Split::test}, hint};
   if (name == "cifar10") return {Cifar10{folder, Split::train}, Cifar10{folder, Split::test}, hint};
-  if (name == "fashion-mnist") {
-    auto const source = has_files(folder, "train-images-idx3-ubyte") ? folder : fashion_mnist_folder;
-    return {FashionMnist{source, Split::train}.padded(32), FashionMnist{source, Split::test}.padded(32), hint};
-  }
+  if (name == "fashion-mnist")
+    return {FashionMnist{folder, Split::train}.padded(32), FashionMnist{folder, Split::test}.padded(32), hint};
   SyntheticOptions const made{.samples = 10'000, .seed = 1};
   auto unseen = made;
   unseen.samples = 2'000;

@@ -6,10 +6,14 @@
 #include <torch/types.h>
 
 #include <CLI/CLI.hpp>
+#include <charconv>
+#include <cmath>
 #include <cstdint>
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
+#include <system_error>
 
 #include "pardl/comm/launch.hpp"
 #include "pardl/policy/error.hpp"
@@ -26,7 +30,7 @@ struct Options {
   int epochs = 0;
   double base_lr = 0;
   std::string schedule;
-  double target_accuracy = 0;
+  double target_accuracy = -1;  // 0 is a target, too
   int patience = 2;
   std::string precision = "auto";
   std::string memory_format = "channels-last";
@@ -46,17 +50,46 @@ inline bool has_bf16() {
 }
 
 /// The guide's settings on a GPU; on a CPU a network and a schedule that learn real images in about two minutes.
-inline void settle(Options& options, torch::Device device) {
+/// \param bf16  every rank's processor has it.
+inline void settle(Options& options, torch::Device device, bool bf16) {
   bool const gpu = device.is_cuda();
   if (options.model.empty()) options.model = gpu ? "seed" : "wrn-16-1";
   if (options.epochs == 0) options.epochs = gpu ? 5 : 3;
   if (options.schedule.empty()) options.schedule = gpu ? "constant" : "one-cycle";
   if (options.base_lr == 0) options.base_lr = gpu ? 0.01 : 0.4;
-  if (options.target_accuracy == 0) options.target_accuracy = gpu ? 0.85 : 0.95;
-  if (options.precision == "auto") options.precision = gpu ? "fp16" : has_bf16() ? "bf16" : "fp32";
+  if (options.target_accuracy < 0) options.target_accuracy = gpu ? 0.85 : 0.95;
+  if (options.precision == "auto") options.precision = gpu ? "fp16" : bf16 ? "bf16" : "fp32";
   if (options.precision == "fp16" && !gpu)
     throw pardl::ConfigError(pardl::sentence("cifar100_wrn", "--precision fp16 on a CPU",
                                              "CPUs have no fast half precision; use bf16 or fp32, or --device cuda"));
+}
+
+/// The whole of `text` as a number, or nothing.
+template <class Number>
+std::optional<Number> whole_number(std::string_view text) {
+  Number value = 0;
+  auto const [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  return error == std::errc{} && end == text.data() + text.size() ? std::optional(value) : std::nullopt;
+}
+
+/// What CLI11 would say of a range is a line of 300 digits.
+inline CLI::Validator at_least(std::int64_t least) {
+  return CLI::Validator(
+      [least](std::string const& text) {
+        auto const value = whole_number<std::int64_t>(text);
+        return value && *value >= least ? "" : "\"" + text + "\" is no whole number from " + std::to_string(least);
+      },
+      "");
+}
+inline CLI::Validator above_zero() {
+  return CLI::Validator(
+      [](std::string const& text) {
+        double value = 0;
+        return CLI::detail::lexical_cast(text, value) && value > 0 && std::isfinite(value)
+                   ? ""
+                   : "\"" + text + "\" is no number above 0";
+      },
+      "");
 }
 
 /// Nothing when the user asked for help, which `print_help` then has printed.
@@ -70,27 +103,31 @@ inline std::optional<Options> parse(std::span<char* const> arguments, bool print
   app.add_option("--data-dir", options.data_dir, "folder that holds, or gets, the files of the data set");
   app.add_flag("--download", options.download, "fetch CIFAR into --data-dir (rank 0; checked against its MD5)");
   app.add_option("--model", options.model, "seed (the guide's network) or wrn-DEPTH-WIDTH [GPU: seed, CPU: wrn-16-1]");
-  app.add_option("--batch-size", options.batch_size, "images per step, over all ranks")->check(CLI::PositiveNumber);
-  app.add_option("--epochs", options.epochs, "at most so many epochs [GPU: 5, CPU: 3]")->check(CLI::PositiveNumber);
+  app.add_option("--batch-size", options.batch_size, "images per step, over all ranks")->check(at_least(1));
+  app.add_option("--epochs", options.epochs, "at most so many epochs [GPU: 5, CPU: 3]")
+      ->check(at_least(1))
+      ->default_str("");
   app.add_option("--base-lr", options.base_lr, "learning rate; the peak, with one-cycle [GPU: 0.01, CPU: 0.4]")
-      ->check(CLI::PositiveNumber);
+      ->check(above_zero())
+      ->default_str("");
   app.add_option("--schedule", options.schedule, "of the learning rate, per batch [GPU: constant, CPU: one-cycle]")
       ->check(CLI::IsMember({"constant", "cosine", "one-cycle"}));
   app.add_option("--target-accuracy", options.target_accuracy,
                  "stop after --patience epochs at or above it [GPU: 0.85, CPU: 0.95]")
-      ->check(CLI::Range(0.0, 1.0));
-  app.add_option("--patience", options.patience, "epochs in a row at the target before stopping")
-      ->check(CLI::PositiveNumber);
+      ->check(CLI::Range(0.0, 1.0))
+      ->default_str("");
+  app.add_option("--patience", options.patience, "epochs in a row at the target before stopping")->check(at_least(1));
   app.add_option("--precision", options.precision, "auto: fp16 on a GPU, bf16 where the CPU has it, else fp32")
       ->check(CLI::IsMember({"auto", "fp32", "fp16", "bf16"}));
   app.add_option("--memory-format", options.memory_format, "of images and weights")
       ->check(CLI::IsMember({"channels-last", "contiguous"}));
-  app.add_option("--seed", options.seed, "of weights, order, augmentation and dropout");
+  app.add_option("--seed", options.seed, "of weights, order, augmentation and dropout")->check(at_least(0));
   app.add_flag("--deterministic", options.deterministic, "the same bits again on a GPU too, at some cost");
   app.add_option("--limit-train", options.limit_train, "use the first so many training images [all]")
-      ->check(CLI::PositiveNumber);
+      ->check(at_least(1))
+      ->default_str("");
   app.add_option("--workers", options.workers, "loader threads per rank; 0 loads between the steps")
-      ->check(CLI::NonNegativeNumber);
+      ->check(at_least(0));
   app.add_option("--progress", options.progress, "auto: a bar on a terminal, else none")
       ->check(CLI::IsMember({"auto", "on", "off"}));
   app.add_option("--summary", options.summary, "write the run as JSON to this file");

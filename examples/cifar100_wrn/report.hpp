@@ -23,6 +23,7 @@ struct EpochRecord {
   double loss = 0, accuracy = 0;  ///< of the test set, whole
   double seconds = 0;             ///< of training, all ranks together
   std::int64_t images = 0;        ///< trained, by all ranks, really
+  std::int64_t test_images = 0;   ///< looked at for loss and accuracy, by all ranks
 };
 
 class Report {
@@ -41,6 +42,7 @@ class Report {
     data_ = data;
     train_images_ = train;
     test_images_ = test;
+    batch_per_rank_ = batch_per_rank;
     say("Data: %s, %lld training and %lld test images%s\n", data.c_str(), static_cast<long long>(train),
         static_cast<long long>(test), hint.c_str());
     say("Training started with %d process%s across %d node%s.\n", world_.size(), world_.size() == 1 ? "" : "es",
@@ -89,6 +91,7 @@ class Report {
                         {"accuracy", record.accuracy},
                         {"seconds", record.seconds},
                         {"images", record.images},
+                        {"test_images", record.test_images},
                         {"images_per_second", static_cast<double>(record.images) / record.seconds}});
     json const summary = {
         {"data", {{"name", data_}, {"train_images", train_images_}, {"test_images", test_images_}}},
@@ -100,6 +103,7 @@ class Report {
          {{"nodes", world_.nodes()},
           {"ranks", world_.size()},
           {"ranks_per_node", world_.local_size()},
+          {"batch_per_rank", batch_per_rank_},
           {"device", world_.device().str()},
           {"backend", std::string(world_.backend())}}},
         {"versions",
@@ -132,7 +136,7 @@ class Report {
   pardl::ProcessGroup world_;
   Options options_;
   std::string data_;
-  std::int64_t train_images_ = 0, test_images_ = 0;
+  std::int64_t train_images_ = 0, test_images_ = 0, batch_per_rank_ = 0;
   std::vector<EpochRecord> epochs_;
 };
 

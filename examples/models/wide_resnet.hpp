@@ -73,7 +73,7 @@ class GuideWideResNetImpl : public torch::nn::Module {
 };
 TORCH_MODULE(GuideWideResNet);
 
-/// BN-ReLU-conv3x3, dropout, BN-ReLU-conv3x3, plus the input; where the shape changes, a 1x1 convolution of the
+/// BN-ReLU-conv3x3, BN-ReLU-dropout-conv3x3, plus the input; where the shape changes, a 1x1 convolution of the
 /// activated input stands in for it (the pre-activation block of He et al., as Zagoruyko & Komodakis use it).
 class WideBlockImpl : public torch::nn::Module {
  public:

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
 /// \file   The door for data-parallel training: launch, groups, samplers, loaders, DistributedDataParallel, mixed
-/// precision,
-///         optimizers, schedules, early stopping, metrics and progress.
+///         precision, optimizers, schedules, early stopping, metrics and progress.
 /// \layer  door: programs include it, the library does not.
 #pragma once
 

@@ -148,7 +148,7 @@ TEST_CASE("last words survive their file, whatever bytes they hold") {
   auto const text = launching::error_file_text(words);
   std::string const message = R"("E: \"a\\b\"\u000a\u0009ü \u0001")";
   CHECK(text == R"({"message":{"message":)" + message + R"(,"extraInfo":{"py_callstack":)" + message +
-                    R"(,"timestamp":"1700000000","timestamp_ns":"1700000000123456789","symptom":"1"}}})");
+                    R"(,"timestamp":"1700000001","timestamp_ns":"1700000000123456789","symptom":"1"}}})");
   auto const read = launching::parse_error_file(text).value();
   CHECK(read.message == words.message);
   CHECK(read.unix_ns == words.unix_ns);

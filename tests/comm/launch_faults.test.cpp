@@ -291,5 +291,17 @@ TEST_CASE("ranks started by hand meet at MASTER_ADDR, and the one that fails nam
   CHECK_FALSE(words.symptom);
   auto const left = zero.wait();
   CHECK(left.code == 1);
-  CHECK(has(left.err, "rank 0/2"));
+  CHECK(has(left.err, "rank 1 says it failed: std::runtime_error: the \"reason\" in two lines"));
+  // The other way round the store goes with the rank that fails, and yet its reason is heard, in one line.
+  auto const again = free_port();
+  auto const at = [&](std::string const& r) {
+    return Variables{{"RANK", r}, {"WORLD_SIZE", "2"}, {"MASTER_ADDR", "127.0.0.1"}, {"MASTER_PORT", again}};
+  };
+  Process first({worker, "--timeout", "20", "throw", "0"}, {.variables = at("0")});
+  Process second({worker, "--timeout", "20", "throw", "0"}, {.variables = at("1")});
+  CHECK(first.wait().code == 1);
+  auto const heard = second.wait();
+  CHECK(heard.code == 1);
+  CHECK(has(heard.err, "rank 0 says it failed: std::runtime_error: the \"reason\" in two lines"));
+  CHECK(Process::count(heard.err, "\n") == 1);
 }

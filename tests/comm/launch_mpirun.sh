@@ -10,6 +10,10 @@ run=(mpirun --oversubscribe -n 3)
 expect_code 0 "${run[@]}" "$worker" ranks
 for rank in 0 1 2; do expect 1 "rank $rank/3 local $rank/3 nodes=1 backend=gloo sum 6"; done
 
+# Two programs one after the other in one job.
+expect_code 0 "${run[@]}" sh -c '"$0" --timeout 20 ranks && "$0" --timeout 20 ranks' "$worker"
+expect 6 "sum 6"
+
 # Two jobs at once do not meet.
 timeout 150 "${run[@]}" "$worker" ranks >/dev/null 2>&1 </dev/null &
 expect_code 0 "${run[@]}" "$worker" ranks

@@ -10,6 +10,13 @@ expect_code 0 srun -n 2 "$worker" ranks
 expect 1 "rank 0/2 local 0/2 nodes=1 backend=gloo sum 3"
 expect 1 "rank 1/2 local 1/2 nodes=1 backend=gloo sum 3"
 
+# In containers ranks share the network and the variables, but neither /tmp nor /dev/shm.
+private=/dev/shm
+[[ $worker == /tmp/* ]] || private="/dev/shm /tmp"
+expect_code 0 srun -n 2 unshare --mount --ipc \
+  sh -c 'for folder in '"$private"'; do mount -t tmpfs none $folder; done; exec "$0" "$@"' "$worker" ranks
+expect 2 "nodes=1 backend=gloo sum 3"
+
 # A batch script carries SLURM_PROCID too: alone in it the program is a world of one, by srun a rank, and with --nproc
 # a launcher.
 batch=$(mktemp "${TMPDIR:-/tmp}/pardl-test-batch-XXXXXX")

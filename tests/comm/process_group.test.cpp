@@ -205,6 +205,22 @@ TEST_CASE("init says what cannot be") {
     CHECK(has(refused({.backend = "gloo", .device = torch::kCUDA, .environment = one}), "no GPU is visible"));
 }
 
+#ifdef PARDL_WITH_NCCL
+TEST_CASE("without a GPU NCCL is one clear sentence") {
+  if (torch::cuda::is_available()) return;
+  std::string text;
+  try {
+    auto const store = c10::make_intrusive<c10d::HashStore>();
+    text = pardl::backend::nccl(store, 0, 1)->getBackendName();
+  } catch (pardl::ConfigError const& e) {
+    text = e.what();
+  }
+  CHECK(text ==
+        "[comm] rank 0/1: NCCL needs a GPU, and none is visible to this process; see nvidia-smi and "
+        "CUDA_VISIBLE_DEVICES, or use Gloo.");
+}
+#endif
+
 TEST_CASE("ranks that chose different backends are told, all of them") {
   using pardl::detail::Arrival;
   CHECK(pardl::detail::summary_of({{"a", "gloo"}, {"b", "gloo"}, {"a", "gloo"}}) == "0 1 0 ");

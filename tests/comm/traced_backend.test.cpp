@@ -3,10 +3,12 @@
 // and keeps its type through futures, the autograd engine and the Reducer.
 #include <torch/torch.h>
 
+#include <atomic>
 #include <latch>
 #include <map>
 #include <mutex>
 #include <string>
+#include <thread>
 #include <torch/csrc/distributed/c10d/reducer.hpp>
 #include <vector>
 
@@ -203,6 +205,56 @@ TEST_CASE("a group that has been shut down says so, and its end is bounded with 
     auto const text = outcome([&] { pardl::barrier(world); });
     CHECK_MESSAGE(has(text, "the group has been shut down"), text);
   });
+}
+
+namespace {
+
+/// A transport that a stream keeps in order, as NCCL: works are done at once, and a failure shows in getError() only.
+class StreamTransport final : public c10d::Backend {
+ public:
+  using Backend::Backend;
+  const std::string getBackendName() const override { return "stream"; }
+  c10::intrusive_ptr<c10d::Work> allreduce(std::vector<at::Tensor>& t, c10d::AllreduceOptions const&) override {
+    return c10::make_intrusive<pardl::detail::DoneWork>(c10d::OpType::ALLREDUCE, t);
+  }
+  c10d::ErrorType getError() override { return error; }
+  void setTimeout(std::chrono::milliseconds) override {}
+  std::atomic<c10d::ErrorType> error{c10d::ErrorType::SUCCESS};
+};
+
+}  // namespace
+
+TEST_CASE("over a stream a late operation comes to light at the next call that looks, with the ranks that lack it") {
+  using namespace pardl::detail;
+  auto const store = c10::make_intrusive<c10d::HashStore>();
+  std::vector<std::thread> ranks;
+  for (int rank = 0; rank < 2; ++rank)
+    ranks.emplace_back([&, rank] {
+      auto transport = c10::make_intrusive<StreamTransport>(rank, 2);
+      auto roll =
+          RollCall::start({.store = store, .rank = rank, .size = 2, .transport = [transport]() -> std::string {
+                             return transport->getError() == c10d::ErrorType::TIMEOUT ? "an operation timed out" : "";
+                           }});
+      TracedBackend traced(transport, roll, Order::stream);
+      std::vector<at::Tensor> tensors{torch::ones({4})};
+      traced.allreduce(tensors, {})->wait();
+      std::string text;
+      if (rank == 0) {
+        auto const work = traced.allreduce(tensors, {});
+        transport->error = c10d::ErrorType::TIMEOUT;
+        while (!roll->failed()) std::this_thread::yield();
+        text = outcome([&] { work->wait(); });
+        CHECK_MESSAGE(has(text, "ranks that have not come: 1 (last called all_reduce #1 (float32[4]))"), text);
+      } else {
+        while (!roll->failed()) std::this_thread::yield();
+        text = outcome([&] { traced.allreduce(tensors, {})->wait(); });
+        CHECK_MESSAGE(has(text, "rank 0 says the transport failed: an operation timed out"), text);
+        text = outcome([&] { roll->check(); });
+      }
+      CHECK_MESSAGE(has(text, "CommTimeout: [comm] rank " + std::to_string(rank) + "/2: "), text);
+      CHECK_MESSAGE(has(text, "not all ranks have come to all_reduce #2 (float32[4])"), text);
+    });
+  for (auto& rank : ranks) rank.join();
 }
 
 TEST_CASE("the sentence of a failure whose store is silent says whom to look at") {

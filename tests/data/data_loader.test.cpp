@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <memory>
+#include <numeric>
 #include <optional>
 #include <ranges>
 #include <set>
@@ -144,6 +145,15 @@ TEST_CASE("a sample has the same pixels on any number of ranks, in any batch, an
   CHECK(torch::equal(pixels(3, 8, true, torch::MemoryFormat::Contiguous), expected));
   CHECK(torch::equal(pixels(4, 1, false, torch::MemoryFormat::ChannelsLast), expected));
   CHECK(torch::equal(pixels(2, 24, true, torch::MemoryFormat::ChannelsLast), expected));
+}
+
+TEST_CASE("the pixels are those that the transform makes of the run's seed, the epoch and the sample") {
+  auto const set = small(24);
+  DataLoader const loader{set, SequentialSampler{24}, augment, {.batch_size = 24, .seed = 5}};
+  std::vector<std::int64_t> numbers(24);
+  std::iota(numbers.begin(), numbers.end(), 0);
+  for (std::int64_t const epoch : {0, 6})
+    CHECK(torch::equal(all_of(loader.epoch(epoch))[0].inputs, augment(set.images(), {5, epoch, numbers})));
 }
 
 TEST_CASE("the rest of an epoch has the samples and the pixels that it would have had") {

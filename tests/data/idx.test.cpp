@@ -164,6 +164,22 @@ TEST_CASE("MNIST and Fashion-MNIST come from their folder or the usual ones in i
   CHECK_THROWS_AS((data::Mnist{folder.path(), data::Split::train, {.pad_to = 20}}), ConfigError);
 }
 
+TEST_CASE("the four files come from one folder: what is missing there is not taken from the next") {
+  TemporaryFolder const folder;
+  write_text(folder / "train-images-idx3-ubyte", idx(8, {1, 28, 28}, counting(784)));
+  std::filesystem::create_directories(folder / "mnist");
+  for (std::string const part : {"train", "t10k"}) {
+    write_text(folder / "mnist" / (part + "-images-idx3-ubyte"), idx(8, {1, 28, 28}, counting(784)));
+    write_text(folder / "mnist" / (part + "-labels-idx1-ubyte"), idx(8, {1}, "\3"));
+  }
+  for (auto const split : {data::Split::train, data::Split::test})
+    CHECK(what_of<DataError>([&] {
+            data::Mnist{folder.path(), split};
+          }).find(" in " + folder.path().string() + "; ") != std::string::npos);
+  std::filesystem::remove(folder / "train-images-idx3-ubyte");
+  CHECK(data::Mnist(folder.path(), data::Split::test).labels()[0].item<int>() == 3);
+}
+
 TEST_CASE("labels that do not go with the images are refused") {
   TemporaryFolder const folder;
   auto const load = [&] {

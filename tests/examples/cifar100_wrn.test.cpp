@@ -3,10 +3,12 @@
 #include <doctest/doctest.h>
 #include <sys/socket.h>
 
+#include <cstdint>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "support/process.hpp"
@@ -114,6 +116,35 @@ TEST_CASE("the summary holds what was printed, every option and the versions") {
   CHECK(summary["versions"].contains("pardl"));
 }
 
+TEST_CASE("the test set is looked at whole, on any number of ranks") {
+  auto const summary = summary_of({"--nproc", "3", "--batch-size", "96", "--epochs", "1"});
+  CHECK(summary["world"]["batch_per_rank"] == 32);
+  CHECK(summary["data"]["test_images"].get<int>() % (3 * 32) != 0);
+  CHECK(summary["epochs"][0]["test_images"] == summary["data"]["test_images"]);
+}
+
+TEST_CASE("every kind of data trains, and auto takes CIFAR-100 where its files are") {
+  TemporaryFolder folder;
+  auto const blank = [&](char const* file, std::uintmax_t bytes) {  // sparse: black images of class 0
+    std::filesystem::create_directories((folder.path() / file).parent_path());
+    std::ofstream(folder.path() / file).flush();
+    std::filesystem::resize_file(folder.path() / file, bytes);
+  };
+  auto const name_of = [&](std::string const& data) {
+    return summary_of({"--data", data, "--data-dir", folder.path().string(), "--epochs", "1"})["data"]["name"]
+        .get<std::string>();
+  };
+  blank("cifar-100-binary/train.bin", 50'000 * 3074);
+  blank("cifar-100-binary/test.bin", 10'000 * 3074);
+  CHECK(name_of("auto").starts_with("CIFAR-100"));
+  for (auto const* file :
+       {"data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch"})
+    blank(("cifar-10-batches-bin/" + std::string(file) + ".bin").c_str(), 10'000 * 3073);
+  CHECK(name_of("cifar10").starts_with("CIFAR-10"));
+  if (std::filesystem::exists("/usr/share/datasets/fashion-mnist"))
+    CHECK(name_of("fashion-mnist").starts_with("Fashion-MNIST"));
+}
+
 TEST_CASE("the same seed gives the same bits, whatever the number of loader threads; another seed does not") {
   auto const once = numbers(summary_of({"--nproc", "2", "--workers", "2"}));
   CHECK(numbers(summary_of({"--nproc", "2", "--workers", "2"})) == once);
@@ -127,6 +158,33 @@ TEST_CASE("it stops early by the guide's rule, and says so") {
   REQUIRE_MESSAGE(ended.code == 0, ended.err);
   CHECK(ended.out.find("Target accuracy reached. Early stopping after epoch 2.") != std::string::npos);
   CHECK(Process::count(ended.out, "Validation Loss") == 2);
+}
+
+TEST_CASE("a target of nothing is reached at once") {
+  auto const ended = run({"--target-accuracy", "0", "--patience", "1"});
+  REQUIRE_MESSAGE(ended.code == 0, ended.err);
+  CHECK(ended.out.find("Early stopping after epoch 1.") != std::string::npos);
+}
+
+TEST_CASE("each option of the training changes its numbers") {
+  std::vector<std::string> const plain{"--precision", "fp32", "--epochs", "1"};
+  auto const with = [&](std::vector<std::string> more) {
+    more.insert(more.begin(), plain.begin(), plain.end());  // of an option given twice the last counts
+    return numbers(summary_of(std::move(more)));
+  };
+  auto const base = with({});
+  for (auto const& [option, value] : std::vector<std::pair<std::string, std::string>>{{"--schedule", "constant"},
+                                                                                      {"--schedule", "cosine"},
+                                                                                      {"--precision", "bf16"},
+                                                                                      {"--base-lr", "0.1"},
+                                                                                      {"--batch-size", "32"},
+                                                                                      {"--limit-train", "128"},
+                                                                                      {"--model", "wrn-10-2"}}) {
+    CAPTURE(option);
+    CAPTURE(value);
+    CHECK(with({option, value}) != base);
+  }
+  CHECK(with({"--schedule", "one-cycle"}) == base);
 }
 
 TEST_CASE("options that cannot be are refused in one sentence") {
@@ -208,7 +266,10 @@ TEST_CASE("a rank that dies or stops ends the run, names itself and leaves no pr
       auto const ended = program.wait();
       CHECK(ended.in_time);
       CHECK(ended.code != 0);
-      CHECK_MESSAGE(ended.err.find(victim.substr(5)) != std::string::npos, ended.err);
+      // The launcher's "rank 1 …", or a survivor's "ranks that have not come: 1".
+      CHECK_MESSAGE((ended.err.find("[launch] " + victim) != std::string::npos ||
+                     ended.err.find("have not come: " + victim.substr(5)) != std::string::npos),
+                    ended.err);
       CHECK(watch.all_end());
     }
 }

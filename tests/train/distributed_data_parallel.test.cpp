@@ -271,6 +271,40 @@ TEST_CASE("buckets follow the sizes asked for, once the order of gradients is kn
   });
 }
 
+TEST_CASE("gradients live in the buckets where asked, and nowhere else") {
+  for (bool const view : {false, true}) {
+    Mlp net(1);
+    DistributedDataParallel model{net, ProcessGroup{}, {.gradient_as_bucket_view = view}};
+    for (int s = 0; s < 2; ++s) loss_of(model(batch_of(0, s))).backward();
+    auto const bucket = model.reducer().get_grad_buckets(/*return_zero_tensors=*/false).front();
+    CHECK(net->a->weight.grad().is_alias_of(bucket.getBuffer()) == view);
+  }
+}
+
+#if TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR >= 15
+namespace {
+struct ReducerOptions : pardl::detail::OpenReducer {  // reads what the reducer was told
+  static bool batched(c10d::Reducer const& reducer) { return reducer.*(&ReducerOptions::batched_grad_copy_); }
+  static bool lazy(c10d::Reducer const& reducer) { return reducer.*(&ReducerOptions::lazy_bucket_allocation_); }
+};
+}  // namespace
+
+TEST_CASE("how gradients are copied and buckets allocated reaches the reducer, and changes no gradient") {
+  std::vector<torch::Tensor> plain;
+  for (bool const on : {false, true})
+    for (bool const off : {false, true}) {
+      Mlp net(1);
+      DistributedDataParallel model{net, ProcessGroup{}, {.batched_grad_copy = on, .lazy_bucket_allocation = off}};
+      CHECK(ReducerOptions::batched(model.reducer()) == on);
+      CHECK(ReducerOptions::lazy(model.reducer()) == off);
+      for (int s = 0; s < 2; ++s) loss_of(model(batch_of(0, s))).backward();
+      if (plain.empty())
+        for (auto const& parameter : net->parameters()) plain.push_back(parameter.grad().clone());
+      for (std::size_t i = 0; i < plain.size(); ++i) CHECK(torch::equal(net->parameters()[i].grad(), plain[i]));
+    }
+}
+#endif
+
 TEST_CASE("under no_sync gradients add up alone, and the next backward reduces their sum") {
   for (bool const is_static : {false, true})
     with_ranks(2, [&](ProcessGroup world) {

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "ddp_support.hpp"
+#include "pardl/train/comm_hooks.hpp"
 #include "pardl/train/distributed_data_parallel.hpp"
 #include "pardl/train/for_each_tensor.hpp"
 
@@ -47,6 +48,20 @@ void for_each_tensor(Sealed& value, F&& f) {
   f(value.first());
   f(value.second());
 }
+
+struct WithParts {
+  torch::Tensor logits;
+  std::optional<torch::Tensor> hidden;
+  std::variant<int, torch::Tensor> either;
+  std::array<torch::Tensor, 2> pair;
+};
+struct WithBase : WithParts {
+  torch::Tensor more;
+};
+struct WithArray {
+  torch::Tensor logits;
+  torch::Tensor pair[2];
+};
 
 class Opaque {  // nobody can look into it
  public:
@@ -179,6 +194,9 @@ TEST_CASE("the visitor finds each tensor once, in order, and knows what it canno
   static_assert(pardl::tensors_visitable<Sealed>);
   static_assert(!pardl::tensors_visitable<Opaque>);
   static_assert(!pardl::tensors_visitable<std::map<int, Opaque>>);
+  static_assert(pardl::tensors_visitable<WithParts>);
+  static_assert(!pardl::tensors_visitable<WithBase>);   // C++ cannot take these apart, so the user
+  static_assert(!pardl::tensors_visitable<WithArray>);  // is asked for a for_each_tensor
 }
 
 TEST_CASE("an output that cannot be looked into is refused only where it must be") {
@@ -233,6 +251,24 @@ TEST_CASE("buckets of unused parameters are skipped where asked, and gradients s
       CHECK_FALSE(net->right->weight.grad().defined());
     }
   });
+}
+
+TEST_CASE("a bucket of unused parameters is not reduced where it is to be skipped") {
+  auto const reduced_with = [](bool skip) {
+    Switched net;
+    DistributedDataParallel model{
+        net,
+        ProcessGroup{},
+        {.bucket_cap_mib = 0.00001, .find_unused_parameters = true, .skip_all_reduce_unused_params = skip}};
+    int buckets = 0;
+    model.register_comm_hook(pardl::comm_hooks::returning_mean([&](ProcessGroup const&, c10d::GradBucket& bucket) {
+      ++buckets;
+      return pardl::comm_hooks::completed(bucket.getBuffer());
+    }));
+    model(torch::ones({1, 6}), true).sum().backward();  // never reaches `right`
+    return buckets;
+  };
+  CHECK(reduced_with(true) < reduced_with(false));
 }
 
 TEST_CASE("a backward that left parameters out is told by name, with the option to set") {

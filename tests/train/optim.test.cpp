@@ -393,3 +393,25 @@ TEST_CASE("generic code reads any optimizer through the same three functions") {
   static_assert(pardl::optimizer<torch::optim::Adam> && !pardl::fused_optimizer<torch::optim::Adam>);
   static_assert(pardl::fused_optimizer<SGD> && !pardl::optimizer<torch::Tensor>);
 }
+
+TEST_CASE("a momentum that a schedule moves is torch::optim::SGD's") {
+  torch::manual_seed(3);
+  Tensors const start{torch::randn({4, 3}), torch::randn({5})};
+  Tensors mine = trained(start), theirs = trained(start);
+  SGD sgd(mine, {.lr = 0.1, .momentum = 0.9});
+  torch::optim::SGD peer(theirs, torch::optim::SGDOptions(0.1).momentum(0.9));
+  for (double const momentum : {0.95, 0.9, 0.85, 0.0, 0.9}) {
+    sgd.set_momentum(momentum);
+    static_cast<torch::optim::SGDOptions&>(peer.param_groups()[0].options()).momentum(momentum);
+    auto const grads = random_like(start);
+    set_grads(mine, grads);
+    set_grads(theirs, grads);
+    sgd.step();
+    peer.step();
+    for (std::size_t i = 0; i < mine.size(); ++i) CHECK(torch::allclose(mine[i], theirs[i], 1e-6, 1e-7));
+  }
+  CHECK(what_of<pardl::ConfigError>([&] { sgd.set_momentum(-1); }) ==
+        "[train] SGD with momentum -1.000000; it is zero or more.");
+  SGD nesterov(trained(start), {.lr = 0.1, .momentum = 0.9, .nesterov = true});
+  CHECK_THROWS_AS(nesterov.set_momentum(0), pardl::ConfigError);
+}

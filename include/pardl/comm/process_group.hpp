@@ -191,10 +191,7 @@ class ProcessGroup {
         if (traced)
           traced->shutdown();
         else if (group && size > 1 && !std::exchange(ended, true))
-          detail::bounded(std::chrono::seconds(10), [group = group] {
-            group->shutdown();
-            return true;
-          });
+          (void)detail::ends_within(std::chrono::seconds(10), [group = group] { group->shutdown(); });
       } catch (...) {  // an adopted group that cannot be shut down has said so itself
       }
       keeper.reset();
@@ -277,8 +274,10 @@ inline ProcessGroup init(InitOptions options = {}) {
     plan.store = c10::make_intrusive<c10d::HashStore>();
   }
   // Who sits where is known for sure only now, and the GPU goes by it.
-  plan.device = detail::choose_device(options.device, kind, plan.name, detail::places_of(hosts, env.rank).local_rank,
-                                      env.rank, env.size);
+  bool const bound =
+      env.launcher == Launcher::slurm || env.launcher == Launcher::open_mpi || env.launcher == Launcher::pmi;
+  plan.device = detail::choose_device(options.device, kind, plan.name, bound,
+                                      detail::places_of(hosts, env.rank).local_rank, env.rank, env.size);
   return ProcessGroup(std::make_shared<ProcessGroup::State>(plan, std::move(hosts), std::move(keeper)));
 }
 

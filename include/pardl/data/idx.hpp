@@ -243,18 +243,29 @@ struct MnistOptions {
 
 namespace idx_detail {
 
-/// Reads {train,t10k}-{images-idx3,labels-idx1}-ubyte, each plain or with .gz, in the first folder that has them.
+/// Reads {train,t10k}-{images-idx3,labels-idx1}-ubyte, each plain or with .gz, from the first folder that holds any of
+/// the four: a file that is missing there is an error, and never comes from another set in the next folder.
 [[nodiscard]] inline ImageDataset read_mnist(std::vector<std::filesystem::path> const& folders, Split split,
                                              MnistOptions const& options, ImageFacts facts, std::string const& remedy) {
   std::string const stem = split == Split::train ? "train" : "t10k";
-  auto const file = [&](std::string const& name) -> std::filesystem::path {
-    std::string places;
+  auto const here = [](std::filesystem::path const& folder, std::string const& name) -> std::filesystem::path {
     std::error_code error;
-    for (auto const& folder : folders) {
-      if (std::filesystem::exists(folder / name, error)) return folder / name;
-      if (std::filesystem::exists(folder / (name + ".gz"), error)) return folder / (name + ".gz");
-      places += (places.empty() ? "" : " or ") + folder.string();
-    }
+    if (std::filesystem::exists(folder / name, error)) return folder / name;
+    if (std::filesystem::exists(folder / (name + ".gz"), error)) return folder / (name + ".gz");
+    return {};
+  };
+  auto const begun = std::ranges::find_if(folders, [&](auto const& folder) {
+    for (auto const* part : {"train", "t10k"})
+      for (auto const* kind : {"-images-idx3-ubyte", "-labels-idx1-ubyte"})
+        if (!here(folder, std::string(part) + kind).empty()) return true;
+    return false;
+  });
+  auto const file = [&](std::string const& name) -> std::filesystem::path {
+    if (begun != folders.end())
+      if (auto const path = here(*begun, name); !path.empty()) return path;
+    std::string places;
+    for (auto const& folder : folders)
+      if (begun == folders.end() || folder == *begun) places += (places.empty() ? "" : " or ") + folder.string();
     throw DataError(sentence("data", facts.name + ": no " + name + " (or .gz) in " + places, remedy));
   };
   auto const images = file(stem + "-images-idx3-ubyte"), labels = file(stem + "-labels-idx1-ubyte");

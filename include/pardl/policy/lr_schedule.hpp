@@ -197,7 +197,8 @@ class OneCycle {
   }
 
   [[nodiscard]] constexpr double operator()(std::int64_t step) const noexcept { return at(step, &Phase::factor); }
-  /// The momentum that goes with the rate (PyTorch's cycle_momentum): high where the rate is low. An absolute value.
+  /// The momentum that goes with the rate (PyTorch's cycle_momentum): high where the rate is low. An absolute value,
+  /// for SGD::set_momentum.
   [[nodiscard]] constexpr double momentum(std::int64_t step) const noexcept { return at(step, &Phase::momentum); }
   [[nodiscard]] constexpr std::int64_t steps() const noexcept { return options_.steps; }
 

@@ -87,8 +87,37 @@ consteval std::size_t field_count() {
   else
     return field_count<T, N - 1>();
 }
+
+/// Converts to the bases of an aggregate only: they take a place in the braces, but cannot be taken apart with it.
+template <class Outer>
+struct AnyBase {
+  template <class Base>
+    requires(std::is_base_of_v<Base, Outer> && !std::same_as<Base, Outer>)
+  operator Base() const;  // NOLINT(google-explicit-constructor): declared only
+};
 template <class T>
-concept aggregate = std::is_class_v<T> && std::is_aggregate_v<T> && (field_count<T>() > 0);
+concept with_base = requires { T{AnyBase<T>{}}; };
+
+/// Braces around one of the initialisers: a C array takes as many of them as it has elements, or one in braces.
+template <class T, std::size_t... Before, std::size_t... After>
+consteval bool takes_braced(std::index_sequence<Before...>, std::index_sequence<After...>) {
+  return requires {
+    T{(static_cast<void>(Before), AnyField<T>{})..., {AnyField<T>{}}, (static_cast<void>(After), AnyField<T>{})...};
+  };
+}
+template <class T, std::size_t N, std::size_t I = 0>
+consteval bool has_array() {
+  if constexpr (I == N)
+    return false;
+  else
+    return (takes_braced<T>(std::make_index_sequence<I>{}, std::index_sequence<>{}) &&
+            !takes_braced<T>(std::make_index_sequence<I>{}, std::make_index_sequence<N - 1 - I>{})) ||
+           has_array<T, N, I + 1>();
+}
+
+template <class T>
+concept aggregate = std::is_class_v<T> && std::is_aggregate_v<T> && (field_count<T>() > 0) && !with_base<T> &&
+                    !has_array<T, field_count<T>()>();
 
 /// The fields of an aggregate as a tuple of references.
 template <class T>

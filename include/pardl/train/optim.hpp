@@ -88,6 +88,9 @@ class SGD {
   }
   /// Sets the rate of one group.
   void set_lr(double lr, std::size_t group);
+  /// Sets the momentum of all groups, for schedules that move it (OneCycle::momentum).
+  /// \throws ConfigError if it is negative or not a number, or zero with nesterov.
+  void set_momentum(double momentum);
 
   [[nodiscard]] std::size_t groups() const noexcept { return groups_.size(); }
   /// \throws ConfigError if there is no such group.
@@ -189,6 +192,15 @@ inline void SGD::set_lr(double lr, std::size_t group) {
   if (!(lr >= 0)) throw ConfigError(sentence("train", "SGD with lr " + std::to_string(lr), "it is zero or more"));
   (void)options(group);
   groups_[group].options.lr = lr;
+}
+
+inline void SGD::set_momentum(double momentum) {
+  for (auto const& group : groups_) {
+    auto options = group.options;
+    options.momentum = momentum;
+    check(options);
+  }
+  for (auto& group : groups_) group.options.momentum = momentum;
 }
 
 inline void SGD::zero_grad(bool set_to_none) {

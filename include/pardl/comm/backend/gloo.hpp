@@ -10,9 +10,11 @@
 #define USE_C10D_GLOO
 #endif
 
+#include <torch/version.h>
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
+#include <mutex>
 #include <string>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 #include <torch/csrc/distributed/c10d/Store.hpp>
@@ -30,12 +32,28 @@ struct GlooOptions {
   int threads = 2;                             ///< that carry out operations, per rank
 };
 
+namespace detail {
+
+/// What must stand in the environment before ProcessGroupGloo is constructed, for ranks that are threads of one
+/// process: LibTorch 2.11's flight recorder notes a group in a map of the process without a lock. 2.15 holds one.
+inline void prepare_gloo() {
+#if TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR < 15
+  static std::once_flag once;
+  std::call_once(once, [] {
+    if (!std::getenv("TORCH_NCCL_TRACE_BUFFER_SIZE")) ::setenv("TORCH_FR_BUFFER_SIZE", "0", /*overwrite=*/0);
+  });
+#endif
+}
+
+}  // namespace detail
+
 namespace backend {
 
 /// Every rank must call it: it returns when all ranks of the store are connected.
 /// \param store  private to this group. On one host pass interface "lo": nothing listens on the network then.
 inline c10::intrusive_ptr<c10d::Backend> gloo(c10::intrusive_ptr<c10d::Store> const& store, int rank, int size,
                                               GlooOptions const& options = {}) {
+  detail::prepare_gloo();
   return detail::translated([&]() -> c10::intrusive_ptr<c10d::Backend> {
     std::string interfaces = options.interface;
     if (interfaces.empty())

@@ -80,10 +80,9 @@ inline c10::intrusive_ptr<c10d::Backend> nccl(c10::intrusive_ptr<c10d::Store> co
     auto made = c10::make_intrusive<c10d::ProcessGroupNCCL>(store, rank, size, std::move(settings));
     made->setBoundDeviceId(options.device);
     // Now, and not at the first operation: ncclCommInitRank waits for its peers without a limit.
-    auto const connected = detail::bounded(options.timeout, [made, device = options.device] {
+    auto const connected = detail::ends_within(options.timeout, [made, device = options.device] {
       c10::impl::VirtualGuardImpl(c10::DeviceType::CUDA).setDevice(device);
       made->eagerConnectSingleDevice(device);
-      return true;
     });
     if (!connected)
       throw CommTimeout(sentence("comm", rank, size,

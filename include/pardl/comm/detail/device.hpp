@@ -41,14 +41,15 @@ inline void check_device(std::string const& backend, c10::DeviceType kind, int r
 
 /// The device with its index; a GPU becomes this thread's current one.
 /// Without an index it is the one of this rank's place on its host. NCCL wants a GPU per rank; over Gloo ranks may
-/// share.
+/// share. Schedulers may show each rank the one GPU that is its own (Slurm: --gpus-per-task=1): \p bound says that such
+/// a launcher has started this rank.
 inline torch::Device choose_device(std::optional<torch::Device> wish, c10::DeviceType kind, std::string const& backend,
-                                   int local_rank, int rank, int size) {
+                                   bool bound, int local_rank, int rank, int size) {
   torch::Device device = wish.value_or(torch::Device(kind));
   if (kind != c10::DeviceType::CUDA) return device;
   auto const count = static_cast<int>(torch::cuda::device_count());
   int index = device.has_index() ? device.index() : local_rank;
-  if (!device.has_index() && backend != "nccl") index %= count;
+  if (!device.has_index() && (backend != "nccl" || (bound && count == 1))) index %= count;
   if (index >= count)
     throw ConfigError(sentence("comm", rank, size,
                                "there is no cuda:" + std::to_string(index) + ", this host shows " +

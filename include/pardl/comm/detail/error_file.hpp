@@ -66,9 +66,11 @@ struct LastWords {
 /// The text that torchrun reads.
 [[nodiscard]] inline std::string error_file_text(LastWords const& words) {
   auto const message = json_string(words.message);  // twice, since the second is what torchrun prints
+  // torchrun takes the earliest second for the cause: a symptom must never share one with what it echoes.
+  auto const second = words.unix_ns / 1'000'000'000 + (words.symptom ? 1 : 0);
   return "{\"message\":{\"message\":" + message + ",\"extraInfo\":{\"py_callstack\":" + message + ",\"timestamp\":\"" +
-         std::to_string(words.unix_ns / 1'000'000'000) + "\",\"timestamp_ns\":\"" + std::to_string(words.unix_ns) +
-         "\",\"symptom\":\"" + (words.symptom ? "1" : "0") + "\"}}}";
+         std::to_string(second) + "\",\"timestamp_ns\":\"" + std::to_string(words.unix_ns) + "\",\"symptom\":\"" +
+         (words.symptom ? "1" : "0") + "\"}}}";
 }
 
 /// The string that follows the last `"key":"` of a JSON text that error_file_text wrote.

@@ -3,9 +3,11 @@
 /// \layer  comm, private. Text only, no thread and no store.
 #pragma once
 
+#include <algorithm>
 #include <charconv>
 #include <cstdint>
 #include <deque>
+#include <limits>
 #include <map>
 #include <optional>
 #include <string>
@@ -154,8 +156,22 @@ inline std::string post_mortem(Stamp const* op, Ending const& ending, int rank, 
   } else if (op && op->peer >= 0 && op->peer < size) {
     text += "; rank " + whereabouts(op->peer, findings);
   } else {
-    for (int r = 0; r < size; ++r)
-      if (r != rank && !findings.ranks.contains(r)) missing.push_back(whereabouts(r, findings));
+    // Nobody waits for a stream, so the operation shows only in how far the ranks have come: the first that one lacks.
+    std::uint64_t most = 0, least = std::numeric_limits<std::uint64_t>::max();
+    for (auto const& [r, status] : findings.ranks) {
+      most = std::max(most, status.issued);
+      least = std::min(least, status.issued);
+    }
+    for (int r = 0; r < size; ++r) {
+      auto const found = findings.ranks.find(r);
+      if (r != rank && (found == findings.ranks.end() || found->second.issued < most))
+        missing.push_back(whereabouts(r, findings));
+    }
+    for (auto const& [r, status] : findings.ranks)
+      if (auto const* lacking = least < most ? status.at(least + 1) : nullptr) {
+        text += "; not all ranks have come to " + *lacking;
+        break;
+      }
   }
   if (!missing.empty()) text += "; ranks that have not come: " + listed(missing);
   if (!elsewhere.empty()) text += "; ranks at another operation: " + listed(elsewhere);

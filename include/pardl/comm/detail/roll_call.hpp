@@ -14,7 +14,6 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
-#include <deque>
 #include <exception>
 #include <functional>
 #include <map>
@@ -62,6 +61,7 @@ class RollCall : public std::enable_shared_from_this<RollCall> {
   }
 
   /// Enters an operation into the book and gives it its number. \returns the entry, for take().
+  /// \param stamp  must live as long as `fail` does.
   /// \param fail  called at most once, by the thread, if others fail first.
   /// \throws CommError, CommTimeout  if the group has failed before.
   std::uint64_t enter(Stamp& stamp, std::function<void(std::exception_ptr)> fail) {
@@ -70,13 +70,12 @@ class RollCall : public std::enable_shared_from_this<RollCall> {
     if (stamp.timeout.count() < 0) stamp.timeout = timeout_;
     if (stamp.collective) {
       stamp.number = ++issued_;
-      recent_.push_back(stamp);
-      if (recent_.size() > remembered) recent_.pop_front();
+      recent_[issued_ % remembered] = stamp;
     } else {
       stamp.number = ++messages_;
     }
     auto const entry = ++entries_;
-    if (fail) pending_.emplace(entry, Pending{stamp, std::move(fail)});
+    if (fail) pending_.emplace(entry, Pending{&stamp, std::move(fail)});
     return entry;
   }
 
@@ -91,10 +90,10 @@ class RollCall : public std::enable_shared_from_this<RollCall> {
   }
 
   /// Changes how an entry is ended; at once, if it has been ended.
-  void replace(std::uint64_t entry, std::function<void(std::exception_ptr)> fail) {
+  void replace(std::uint64_t entry, Stamp const& stamp, std::function<void(std::exception_ptr)> fail) {
     std::unique_lock lock(mutex_);
     if (auto const found = pending_.find(entry); found != pending_.end()) {
-      found->second.fail = std::move(fail);
+      found->second = {&stamp, std::move(fail)};
     } else if (verdict_) {
       auto const error = *verdict_;
       lock.unlock();
@@ -106,10 +105,7 @@ class RollCall : public std::enable_shared_from_this<RollCall> {
   void withdraw(std::uint64_t entry, Stamp const& stamp) {
     std::lock_guard lock(mutex_);
     pending_.erase(entry);
-    if (stamp.collective && issued_ == stamp.number) {
-      --issued_;
-      recent_.pop_back();
-    }
+    if (stamp.collective && issued_ == stamp.number) --issued_;
   }
 
   /// Turns the transport's error into ours. Leaves the note, waits up to `grace` for what the ranks have to say.
@@ -182,7 +178,7 @@ class RollCall : public std::enable_shared_from_this<RollCall> {
 
  private:
   struct Pending {
-    Stamp stamp;
+    Stamp const* stamp;  ///< owned by what `fail` owns
     std::function<void(std::exception_ptr)> fail;
   };
   static constexpr std::size_t remembered = 64;
@@ -243,7 +239,7 @@ class RollCall : public std::enable_shared_from_this<RollCall> {
       try {
         if (!local && plan_.transport)
           if (auto const dead = plan_.transport(); !dead.empty())
-            report({plan_.rank, false, "the transport failed: " + dead});
+            report({plan_.rank, dead.find("timed out") != std::string::npos, "the transport failed: " + dead});
         if (!has_note() && (!reachable || !store->check({"note"}))) continue;
         investigate(*store);
         break;
@@ -285,9 +281,11 @@ class RollCall : public std::enable_shared_from_this<RollCall> {
     status.issued = issued_;
     status.left = leaving;
     for (auto const& [entry, pending] : pending_)
-      if (pending.stamp.collective) status.busy = true;
-    if (!recent_.empty()) status.last = recent_.back().text();
-    for (auto const& stamp : recent_) status.recent.emplace_back(stamp.number, stamp.agreement());
+      if (pending.stamp->collective) status.busy = true;
+    if (issued_ > 0) status.last = recent_[issued_ % remembered].text();
+    // One fewer than the ring holds: an operation withdrawn has overwritten the oldest.
+    for (auto n = issued_ - std::min<std::uint64_t>(issued_, remembered - 1) + 1; n <= issued_; ++n)
+      status.recent.emplace_back(n, recent_[n % remembered].agreement());
     return status;
   }
 
@@ -364,7 +362,7 @@ class RollCall : public std::enable_shared_from_this<RollCall> {
     idle_.notify_all();
     lock.unlock();  // what waits on these operations may begin others; findings_ never changes again
     for (auto& [entry, pending] : ended)
-      pending.fail(make_error(late, post_mortem(&pending.stamp, {}, plan_.rank, plan_.size, findings_)));
+      pending.fail(make_error(late, post_mortem(pending.stamp, {}, plan_.rank, plan_.size, findings_)));
   }
 
   RollCallPlan const plan_;
@@ -374,7 +372,7 @@ class RollCall : public std::enable_shared_from_this<RollCall> {
   std::condition_variable told_;  ///< the thread has something to tell
   std::condition_variable idle_;  ///< nothing is under way
   std::uint64_t issued_ = 0, messages_ = 0, entries_ = 0;
-  std::deque<Stamp> recent_;
+  std::vector<Stamp> recent_ = std::vector<Stamp>(remembered, Stamp(""));  ///< a ring, by number
   std::map<std::uint64_t, Pending> pending_;
   std::optional<Note> note_;  ///< this rank's own failure, to be left in the store
   Findings findings_;

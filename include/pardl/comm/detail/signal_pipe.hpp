@@ -22,7 +22,8 @@
 
 namespace pardl::inline PARDL_ABI::detail::launching {
 
-/// Catches what ends a launcher, and its children's ends; SIGPIPE it ignores. One at a time in a process.
+/// Catches what ends a launcher or is meant for its children, and their ends; SIGPIPE it ignores. One at a time in a
+/// process.
 class SignalPipe {
  public:
   struct Signal {
@@ -68,7 +69,7 @@ class SignalPipe {
   }
 
  private:
-  static constexpr std::array<int, 6> numbers{SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGCHLD, SIGPIPE};
+  static constexpr std::array<int, 8> numbers{SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGCHLD, SIGPIPE};
 
   static void note(int number, siginfo_t* info, void*) {
     int const error = errno;
@@ -82,7 +83,7 @@ class SignalPipe {
   static_assert(std::atomic<int>::is_always_lock_free);  // a signal handler reads it
 
   Pipe pipe_;
-  std::array<struct sigaction, 6> before_{};
+  std::array<struct sigaction, numbers.size()> before_{};
 };
 
 }  // namespace pardl::inline PARDL_ABI::detail::launching

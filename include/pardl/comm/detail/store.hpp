@@ -58,12 +58,11 @@ class StoreKeeper {
     if (!served_by_rank_) return;
     auto const limit = failed_ || std::uncaught_exceptions() > 0 ? haste : patience;
     try {
-      bounded(limit, [limit, store = store_, rank = rank_, size = size_] {
+      (void)ends_within(limit, [limit, store = store_, rank = rank_, size = size_] {
         store->add("gone", 1);
         auto const until = std::chrono::steady_clock::now() + limit;
         while (rank == 0 && store->add("gone", 0) < size && std::chrono::steady_clock::now() < until)
           std::this_thread::sleep_for(std::chrono::milliseconds(5));
-        return true;
       });
     } catch (...) {  // the others have gone already
     }
@@ -280,13 +279,16 @@ inline StorePtr meet_in_folder(Environment const& env, int nth, std::chrono::mil
     return store;
   }
   auto const until = std::chrono::steady_clock::now() + limit;
-  for (int port = 0; std::chrono::steady_clock::now() < until;) {
-    if (std::ifstream in(file); in >> port)
-      return reach_store(loopback(), static_cast<std::uint16_t>(port), env.rank, env.size, limit);
-    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  std::string why = file.string() + " is not there";
+  for (; std::chrono::steady_clock::now() < until; std::this_thread::sleep_for(std::chrono::milliseconds(10))) {
+    int number = 0;
+    if (std::ifstream in(file); !(in >> number)) continue;
+    auto const port = static_cast<std::uint16_t>(number);
+    // A program that ran before in the same job has left its port: only one that answers counts.
+    why = try_connect(loopback(), port);
+    if (why.empty()) return reach_store(loopback(), port, env.rank, env.size, limit);
   }
-  throw CommTimeout(sentence("comm", env.rank, env.size,
-                             "rank 0 has not come within " + in_words(limit) + ", " + file.string() + " is not there",
+  throw CommTimeout(sentence("comm", env.rank, env.size, "rank 0 has not come within " + in_words(limit) + ": " + why,
                              "see what rank 0 said"));
 }
 

@@ -104,6 +104,7 @@ class Supervisor {
     ranks_.resize(static_cast<std::size_t>(plan_.ranks));
     sent_.clear();
     deadline_.reset();
+    store_status_.reset();
     start_store(listener, port);
     for (int r = 0; r < plan_.ranks; ++r)
       if (!start_rank(r, port, restart)) return false;
@@ -219,8 +220,13 @@ class Supervisor {
   }
   void read_signals() {
     while (auto const signal = signals_->next()) {
-      if (signal->number == SIGCHLD) continue;  // reap() looks anyway
-      if (signal_ != 0) {                       // asked twice
+      if (signal->number == SIGCHLD) continue;                       // reap() looks anyway
+      if (signal->number == SIGUSR1 || signal->number == SIGUSR2) {  // a scheduler's word to the program, not an end
+        for (auto const& rank : ranks_)
+          if (rank.running) ::kill(rank.pid, signal->number);
+        continue;
+      }
+      if (signal_ != 0) {  // asked twice
         send_all(SIGKILL);
         continue;
       }

@@ -8,9 +8,11 @@
 /// memory does so, its Reducer and Logger go by getBackendName(), which is the inner backend's.
 #pragma once
 
+#include <c10/util/FunctionRef.h>
 #include <torch/types.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <exception>
@@ -38,6 +40,7 @@ class TracedBackend final : public c10d::Backend {
   using Sizes = std::vector<std::int64_t>;
   using Started = c10::intrusive_ptr<c10d::Work>;
   using Inner = c10::intrusive_ptr<c10d::Backend>;
+  using Start = c10::function_ref<Started()>;  // no template for each operation: every user's unit would compile them
 
  public:
   /// How long the end of a group may take while operations are under way.
@@ -144,10 +147,8 @@ class TracedBackend final : public c10d::Backend {
 
   const std::string getBackendName() const override { return inner_ ? inner_->getBackendName() : "ended"; }
   c10::intrusive_ptr<Options> getBackendOptions() override { return live().getBackendOptions(); }
-  bool supportsSplitting() const override { return inner_ && inner_->supportsSplitting(); }
+  // Splitting and shrinking stay unsupported: they would make groups behind our back. ProcessGroup::split is ours.
   bool supportsCoalescing() const override { return inner_ && inner_->supportsCoalescing(); }
-  bool supportsShrinking() const override { return inner_ && inner_->supportsShrinking(); }
-  bool supportsTimeEstimation() const override { return inner_ && inner_->supportsTimeEstimation(); }
   bool supportsTensorAlloc(c10::DeviceIndex index) override { return live().supportsTensorAlloc(index); }
   at::Tensor allocateTensor(long size, at::TensorOptions options) override {
     return live().allocateTensor(size, options);
@@ -193,8 +194,7 @@ class TracedBackend final : public c10d::Backend {
     return *inner_;
   }
 
-  template <class F>
-  Started run(Stamp& stamp, F start) {
+  Started run(Stamp& stamp, Start start) {
     if (order_ == Order::stream) {
       auto const entry = roll_->enter(stamp, {});
       auto work = attempt(entry, stamp, start);
@@ -215,29 +215,25 @@ class TracedBackend final : public c10d::Backend {
       future = work->getFuture();
     } catch (c10::Error const&) {  // dear, so asked once: a few operations of Gloo have none
       remember_without_future(stamp.name);
-      auto waiting = std::make_shared<Waiting>();
-      roll_->replace(entry, [waiting](std::exception_ptr error) { waiting->fail(std::move(error)); });
+      auto waiting = std::make_shared<Waiting>(traced->stamp());
+      roll_->replace(entry, waiting->stamp, [waiting](std::exception_ptr error) { waiting->fail(std::move(error)); });
       waiting->work(work);
-      return c10::make_intrusive<WaitedWork>(std::move(work), roll_, traced->stamp(), entry, std::move(waiting));
+      return c10::make_intrusive<WaitedWork>(std::move(work), roll_, entry, std::move(waiting));
     }
     traced->follow(std::move(work), future, entry);
     return traced;
   }
-  template <class F>
-  Started run(Stamp&& stamp, F start) {
-    return run(stamp, start);
-  }
+  Started run(Stamp&& stamp, Start start) { return run(stamp, start); }
 
-  template <class F>
-  Started waited(Stamp& stamp, F start) {
-    auto waiting = std::make_shared<Waiting>();
-    auto const entry = roll_->enter(stamp, [waiting](std::exception_ptr error) { waiting->fail(std::move(error)); });
-    auto work = attempt(entry, stamp, start);
+  Started waited(Stamp& stamp, Start start) {
+    auto waiting = std::make_shared<Waiting>(stamp);
+    auto const entry =
+        roll_->enter(waiting->stamp, [waiting](std::exception_ptr error) { waiting->fail(std::move(error)); });
+    auto work = attempt(entry, waiting->stamp, start);
     waiting->work(work);
-    return c10::make_intrusive<WaitedWork>(std::move(work), roll_, stamp, entry, std::move(waiting));
+    return c10::make_intrusive<WaitedWork>(std::move(work), roll_, entry, std::move(waiting));
   }
-  template <class F>
-  Started pass(Stamp& stamp, F start) {
+  Started pass(Stamp& stamp, Start start) {
     stamp.within(c10d::kUnsetTimeout);
     if (order_ == Order::host) return waited(stamp, start);
     auto const entry = roll_->enter(stamp, {});
@@ -246,17 +242,18 @@ class TracedBackend final : public c10d::Backend {
   }
 
   bool is_without_future(char const* name) {
+    if (!some_without_future_) return false;
     std::lock_guard lock(mutex_);
     return std::find(without_future_.begin(), without_future_.end(), name) != without_future_.end();
   }
   void remember_without_future(char const* name) {
     std::lock_guard lock(mutex_);
     without_future_.push_back(name);
+    some_without_future_ = true;
   }
 
   /// Starts the operation; one that c10d refuses (a wrong dtype, a closed connection) never was, and says its name.
-  template <class F>
-  Started attempt(std::uint64_t entry, Stamp const& stamp, F& start) {
+  Started attempt(std::uint64_t entry, Stamp const& stamp, Start start) {
     try {
       return start();
     } catch (Error const&) {
@@ -277,12 +274,10 @@ class TracedBackend final : public c10d::Backend {
       if (!inner) return;
       bool const well = roll_->drain(farewell);
       roll_->stop();
-      bounded(well ? std::chrono::milliseconds(farewell) : std::chrono::milliseconds(2'000),
-              [well, inner = std::move(inner)]() mutable {
-                well ? inner->shutdown() : inner->abort();  // NCCL's shutdown would wait for what cannot come
-                inner.reset();
-                return true;
-              });
+      (void)ends_within(well ? std::chrono::milliseconds(farewell) : std::chrono::milliseconds(2'000),
+                        [well, inner = std::exchange(inner, nullptr)] {
+                          well ? inner->shutdown() : inner->abort();  // NCCL's shutdown would wait for what cannot come
+                        });
     } catch (...) {  // the end of a group has nobody to tell
     }
   }
@@ -291,6 +286,7 @@ class TracedBackend final : public c10d::Backend {
   std::shared_ptr<RollCall> roll_;
   Order order_;
   std::mutex mutex_;
+  std::atomic<bool> some_without_future_{false};
   std::vector<char const*> without_future_;  ///< names of operations, by address
 };
 

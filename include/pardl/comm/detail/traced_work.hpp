@@ -55,8 +55,8 @@ class HostWork final : public c10d::Work {
       std::lock_guard lock(mutex_);
       if (completed_) return;
     }
+    finish(error);  // first: whichever of this and follow() comes second sees what the other did
     if (auto future = this->future()) future->setErrorIfNeeded(error);
-    finish(error);
   }
 
   bool wait(std::chrono::milliseconds timeout) override {
@@ -133,6 +133,10 @@ class StreamWork final : public c10d::Work {
 /// What the roll call and a waited work share: it wakes whoever waits for what will not come.
 class Waiting {
  public:
+  explicit Waiting(Stamp its_stamp) : stamp(std::move(its_stamp)) {}
+
+  Stamp stamp;
+
   void work(c10::intrusive_ptr<c10d::Work> work) {
     std::unique_lock lock(mutex_);
     work_ = std::move(work);
@@ -167,12 +171,11 @@ class Waiting {
 /// A work that c10d gives no future, a message or Gloo's reduce_scatter: its error is made when somebody waits.
 class WaitedWork final : public c10d::Work {
  public:
-  WaitedWork(c10::intrusive_ptr<c10d::Work> inner, std::shared_ptr<RollCall> roll, Stamp stamp, std::uint64_t entry,
+  WaitedWork(c10::intrusive_ptr<c10d::Work> inner, std::shared_ptr<RollCall> roll, std::uint64_t entry,
              std::shared_ptr<Waiting> waiting)
       : Work(-1, c10d::OpType::UNKNOWN),
         inner_(std::move(inner)),
         roll_(std::move(roll)),
-        stamp_(std::move(stamp)),
         entry_(entry),
         waiting_(std::move(waiting)) {}
   WaitedWork(WaitedWork const&) = delete;
@@ -187,9 +190,9 @@ class WaitedWork final : public c10d::Work {
   void synchronize() override { inner_->synchronize(); }
   void abort() override { inner_->abort(); }
   c10::intrusive_ptr<c10::ivalue::Future> getFuture() override {
-    throw CommError(sentence("comm", stamp_.text() + " has no future over this backend", "wait() for it"));
+    throw CommError(sentence("comm", waiting_->stamp.text() + " has no future over this backend", "wait() for it"));
   }
-  std::uint64_t getSequencenumber() const override { return stamp_.number; }
+  std::uint64_t getSequencenumber() const override { return waiting_->stamp.number; }
 
   bool wait(std::chrono::milliseconds timeout) override {
     bool done = false;
@@ -199,7 +202,7 @@ class WaitedWork final : public c10d::Work {
       auto const cause = std::current_exception();
       roll_->heard();
       if (!roll_->take(entry_, true) && waiting_->error()) std::rethrow_exception(waiting_->error());
-      std::rethrow_exception(roll_->explain(stamp_, cause));
+      std::rethrow_exception(roll_->explain(waiting_->stamp, cause));
     }
     if (!roll_->take(entry_) && !done && waiting_->error()) {
       roll_->heard();
@@ -211,7 +214,6 @@ class WaitedWork final : public c10d::Work {
  private:
   c10::intrusive_ptr<c10d::Work> inner_;
   std::shared_ptr<RollCall> roll_;
-  Stamp stamp_;
   std::uint64_t entry_;
   std::shared_ptr<Waiting> waiting_;
 };

@@ -137,18 +137,25 @@ int run_rank(Environment const& env, InitOptions options, std::chrono::milliseco
   } catch (...) {
     auto const cause = current_cause();
     report_cause(cause, env);
+    if (world && !cause.words.symptom) world->abandon(cause.words.message);  // ranks that wait for this one hear why
     code = cause.code;
   }
   if (env.size == 1) return code;
-  if (code != 0) leave(code);
+  if (code != 0) {
+    try {  // where a rank serves the store, what was left there is to be read before it goes
+      constexpr std::chrono::seconds to_be_read{3};
+      if (world && !env.agent_store)
+        (void)ends_within(to_be_read, [group = std::exchange(world, std::nullopt)]() mutable { group->shutdown(); });
+    } catch (...) {  // it has been said already
+    }
+    leave(code);
+  }
   try {
-    bool const ended = bounded(limit, [group = std::exchange(world, std::nullopt)]() mutable {
-                         group->shutdown();
-                         group.reset();
-                         return true;
-                       }).has_value();
-    if (!ended) leave(code);
-  } catch (...) {  // the work is done and went well: how its group ends does not change that
+    if (!ends_within(limit, [group = std::exchange(world, std::nullopt)]() mutable { group->shutdown(); })) leave(code);
+  } catch (...) {  // an operation that nobody waited for has failed, or NCCL's last step
+    auto const cause = current_cause();
+    report_cause(cause, env);
+    leave(cause.code);
   }
   return code;
 }

@@ -17,6 +17,7 @@
 #include <utility>
 #include <vector>
 
+#include "pardl/data/detail/expected_sum.hpp"
 #include "pardl/io/sha256.hpp"
 #include "pardl/policy/error.hpp"
 #include "pardl/version.hpp"
@@ -67,13 +68,10 @@ class DataFile {
   return std::nullopt;
 }
 
-/// Compares the file's SHA-256 with `expected` (any case). \throws DataError if they differ; ConfigError if `expected`
-/// is no sum.
-inline void check_sha256(std::filesystem::path const& path, std::string expected) {
-  for (char& c : expected)
-    if (c >= 'A' && c <= 'F') c = static_cast<char>(c - 'A' + 'a');
-  if (expected.size() != 64 || expected.find_first_not_of("0123456789abcdef") != std::string::npos)
-    throw ConfigError(sentence("data", "\"" + expected + "\" is not a SHA-256 sum", "give 64 hexadecimal digits"));
+/// Compares the file's SHA-256 with the one `given` (any case). \throws DataError if they differ; ConfigError if
+/// `given` is no sum.
+inline void check_sha256(std::filesystem::path const& path, std::string given) {
+  auto const expected = data::detail::expected_sum("SHA-256", std::move(given), 64).hex;
   DataFile file(path);
   io::Sha256 sum;
   std::vector<std::byte> block(std::size_t{1} << 20);

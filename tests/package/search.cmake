@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: MIT
+# cmake -DPARTS=…/pardlParts.cmake -DSCRATCH=… -P search.cmake
+# Where LibTorch is looked for, in which order, and what is said where it is not: on trees that only look like wheels.
+file(REMOVE_RECURSE "${SCRATCH}")
+foreach(name IN ITEMS named prefix python first)
+  file(WRITE "${SCRATCH}/${name}/torch/__init__.py" "")
+  file(WRITE "${SCRATCH}/${name}/torch/lib/libtorch_cpu.so" "")
+  file(WRITE "${SCRATCH}/${name}/torch/share/cmake/Torch/TorchConfig.cmake" "")
+  file(WRITE "${SCRATCH}/${name}/torch/include/torch/headeronly/version.h" "#define TORCH_VERSION_MAJOR 2\n#define TORCH_VERSION_MINOR 12\n")
+endforeach()
+file(WRITE "${SCRATCH}/old/torch/lib/libtorch_cpu.so" "")
+file(WRITE "${SCRATCH}/old/torch/__init__.py" "")
+file(WRITE "${SCRATCH}/old/torch/include/torch/headeronly/version.h" "#define TORCH_VERSION_MAJOR 2\n#define TORCH_VERSION_MINOR 9\n")
+foreach(name IN ITEMS python old)
+  file(WRITE "${SCRATCH}/bin-${name}/python3" "#!/bin/sh\necho '${SCRATCH}/${name}/torch'\n")
+  file(CHMOD "${SCRATCH}/bin-${name}/python3" PERMISSIONS OWNER_READ OWNER_WRITE OWNER_EXECUTE)
+endforeach()
+file(WRITE "${SCRATCH}/bin-none/python3" "#!/bin/sh\n")
+file(CHMOD "${SCRATCH}/bin-none/python3" PERMISSIONS OWNER_READ OWNER_WRITE OWNER_EXECUTE)
+
+# expect(EXPECTED python ARGUMENT…): what the search says with this python3 in front of PATH.
+function(expect expected python)
+  file(REMOVE_RECURSE "${SCRATCH}/build")
+  execute_process(COMMAND "${CMAKE_COMMAND}" -E env --unset=Torch_DIR --unset=CMAKE_PREFIX_PATH "PATH=${SCRATCH}/bin-${python}:$ENV{PATH}"
+    "${CMAKE_COMMAND}" -S "${CMAKE_CURRENT_LIST_DIR}/search" -B "${SCRATCH}/build" "-DPARTS=${PARTS}" ${ARGN}
+    OUTPUT_VARIABLE text ERROR_VARIABLE text)
+  string(FIND "${text}" "${expected}" at)
+  if(at EQUAL -1)
+    message(SEND_ERROR "${python} ${ARGN}: expected \"${expected}\", but:\n${text}")
+  endif()
+endfunction()
+set(named "-DTorch_DIR=${SCRATCH}/named/torch/share/cmake/Torch")
+set(prefix "-DCMAKE_PREFIX_PATH=${SCRATCH}/prefix/torch")
+expect("linked [torch]" python "-DTARGET_FIRST=${SCRATCH}/first/torch" ${named} ${prefix})
+expect("found [${SCRATCH}/named/torch/include;" python ${named} ${prefix})
+expect("found [${SCRATCH}/prefix/torch/include;" python ${prefix})
+expect("found [${SCRATCH}/python/torch/include;" python)
+expect("found [${SCRATCH}/python/torch/include;" none "-DPython3_EXECUTABLE=${SCRATCH}/bin-python/python3")
+expect("because [LibTorch was not found; set Torch_DIR" none)
+expect("because [Torch_DIR is /no/where, which holds no TorchConfig.cmake" python -DTorch_DIR=/no/where)
+expect("LibTorch 2.9 in ${SCRATCH}/old/torch is too old" old)
