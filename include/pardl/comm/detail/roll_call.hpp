@@ -84,9 +84,16 @@ class RollCall : public std::enable_shared_from_this<RollCall> {
   bool take(std::uint64_t entry, bool failed = false) {
     std::lock_guard lock(mutex_);
     if (pending_.erase(entry) == 0) return false;
+    ++taken_;
     if (failed) ++explaining_;
     if (idle()) idle_.notify_all();
     return true;
+  }
+
+  /// How many operations have ended by themselves.
+  [[nodiscard]] std::uint64_t ended() {
+    std::lock_guard lock(mutex_);
+    return taken_;
   }
 
   /// Changes how an entry is ended; at once, if it has been ended.
@@ -371,7 +378,7 @@ class RollCall : public std::enable_shared_from_this<RollCall> {
   std::condition_variable wake_;  ///< the thread has something to do
   std::condition_variable told_;  ///< the thread has something to tell
   std::condition_variable idle_;  ///< nothing is under way
-  std::uint64_t issued_ = 0, messages_ = 0, entries_ = 0;
+  std::uint64_t issued_ = 0, messages_ = 0, entries_ = 0, taken_ = 0;
   std::vector<Stamp> recent_ = std::vector<Stamp>(remembered, Stamp(""));  ///< a ring, by number
   std::map<std::uint64_t, Pending> pending_;
   std::optional<Note> note_;  ///< this rank's own failure, to be left in the store

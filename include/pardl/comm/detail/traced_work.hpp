@@ -64,11 +64,17 @@ class HostWork final : public c10d::Work {
       std::unique_lock lock(mutex_);
       // The transport keeps its own time; this limit only holds if it does not.
       auto const limit = timeout.count() > 0 ? timeout : stamp_.timeout + RollCall::grace + std::chrono::seconds(5);
-      if (!cv_.wait_for(lock, limit, [&] { return completed_; })) {
+      auto moved = roll_->ended();
+      while (!cv_.wait_for(lock, limit, [&] { return completed_; })) {
         lock.unlock();
-        auto const late = std::make_exception_ptr(std::runtime_error("Timed out waiting"));
-        roll_->heard();
-        std::rethrow_exception(roll_->explain(stamp_, late));
+        auto const now = roll_->ended();
+        if (timeout.count() > 0 || now == moved) {
+          auto const late = std::make_exception_ptr(std::runtime_error("Timed out waiting"));
+          roll_->heard();
+          std::rethrow_exception(roll_->explain(stamp_, late));
+        }
+        moved = now;  // others are before this one, and get done
+        lock.lock();
       }
       if (exception_) {
         roll_->heard();
