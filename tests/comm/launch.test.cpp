@@ -194,6 +194,14 @@ TEST_CASE("without a launcher the program is a world of one in its own process")
   CHECK(ended.err.empty());
 }
 
+TEST_CASE("large blocks stay with a rank, unless the user has told malloc otherwise") {
+  for (auto const* ranks : {"--nproc=1", "--nproc=2"}) {
+    CHECK(run({worker, ranks, "mapped"}).out.find("mapped 0 of 1") != std::string::npos);
+    CHECK(run({worker, ranks, "mapped"}, {{"MALLOC_TRIM_THRESHOLD_", "131072"}}).out.find("mapped 1 of 1") !=
+          std::string::npos);
+  }
+}
+
 TEST_CASE("--nproc starts ranks that find each other, and puts each line behind its rank") {
   for (auto const* way : {"", "1"}) {  // by fork; by exec, because of a second thread
     CAPTURE(way);

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 // A program as a user would write one, for tests that start it as real processes. What it does is its first argument.
+#include <malloc.h>
 #include <unistd.h>
+
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
@@ -10,6 +12,7 @@
 #include <string>
 #include <string_view>
 #include <thread>
+#include <vector>
 
 #include "pardl/comm/collectives.hpp"
 #include "pardl/comm/launch.hpp"
@@ -57,6 +60,9 @@ int run(pardl::ProcessGroup const& world, std::span<char* const> arguments) {
           "TORCHELASTIC_USE_AGENT_STORE", "OMP_NUM_THREADS", "PARDL_TTY", "COLUMNS"})
       std::printf("%s=%s ", name, variable(name).c_str());
     std::printf("threads=%d\n", at::get_num_threads());
+  } else if (what == "mapped") {  // bytes that malloc has from mmap while it holds a large block
+    std::vector<char> const block(64 << 20, 'x');
+    std::printf("mapped %d of %d\n", ::mallinfo2().hblkhd >= block.size(), block.back() == 'x');
   } else if (what == "exit") {  // returns a code
     if (mine) return number(3, 1);
     wait_for_ever();

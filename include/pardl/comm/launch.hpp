@@ -73,7 +73,8 @@ struct LaunchOptions {
   std::chrono::milliseconds grace{5'000};          ///< from SIGTERM to SIGKILL when the launcher ends the ranks
   std::chrono::milliseconds signal_grace{30'000};  ///< the same after a signal to the launcher: time to save the state
   std::chrono::milliseconds shutdown_limit{30'000};  ///< for the group to end after a rank's work is done
-  InitOptions init{};                                ///< of the group; --backend, --device and --timeout override it
+  bool keep_memory = true;  ///< freed memory stays with the process, since the next step takes it again (glibc)
+  InitOptions init{};       ///< of the group; --backend, --device and --timeout override it
 };
 
 namespace detail {
@@ -259,6 +260,7 @@ int launch(int argc, char** argv, F&& main, LaunchOptions options = {}) {
       detail::launching::report_cause(cause, env);
       return cause.code;
     }
+    if (options.keep_memory) detail::launching::keep_memory();
     return detail::launching::run_rank(env, std::move(group), options.shutdown_limit, [&](ProcessGroup const& world) {
       return detail::launching::call_main(main, world, arguments.rest);
     });
