@@ -154,7 +154,8 @@ int run_rank(Environment const& env, InitOptions options, std::chrono::milliseco
   } catch (...) {
     auto const cause = current_cause();
     report_cause(cause, env);
-    if (world && !cause.words.symptom) world->abandon(cause.words.message);  // ranks that wait for this one hear why
+    // Where no launcher stops them, ranks that wait for this one hear why.
+    if (world && !cause.words.symptom && !env.agent_store) world->abandon(cause.words.message);
     code = cause.code;
   }
   if (env.size == 1) return code;
