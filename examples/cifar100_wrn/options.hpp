@@ -50,7 +50,9 @@ inline bool has_bf16() {
 }
 
 /// The guide's settings on a GPU; on a CPU a network and a schedule that learn real images in minutes: 100 s an epoch
-/// on two cores of 2019 without bfloat16. \param bf16  every rank's processor has it.
+/// on two cores of 2019 without bfloat16.
+///
+/// \param bf16  every rank's processor has it.
 inline void settle(Options& options, torch::Device device, bool bf16) {
   bool const gpu = device.is_cuda();
   if (options.model.empty()) options.model = gpu ? "seed" : "wrn-16-1";
@@ -101,7 +103,7 @@ inline std::optional<Options> parse(std::span<char* const> arguments, bool print
   app.add_option("--data", options.data, "auto: CIFAR-100 where its files are, else Fashion-MNIST, else synthetic")
       ->check(CLI::IsMember({"auto", "cifar100", "cifar10", "fashion-mnist", "synthetic"}));
   app.add_option("--data-dir", options.data_dir, "folder that holds, or gets, the files of the data set");
-  app.add_flag("--download", options.download, "fetch CIFAR into --data-dir (rank 0; checked against its MD5)");
+  app.add_flag("--download", options.download, "fetch CIFAR into --data-dir (once a host; checked against its MD5)");
   app.add_option("--model", options.model, "seed (the guide's network) or wrn-DEPTH-WIDTH [GPU: seed, CPU: wrn-16-1]");
   app.add_option("--batch-size", options.batch_size, "images per step, over all ranks")->check(at_least(1));
   app.add_option("--epochs", options.epochs, "at most so many epochs [GPU: 5, CPU: 3]")

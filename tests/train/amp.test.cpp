@@ -155,11 +155,11 @@ TEST_CASE("GradScaler is torch.amp.GradScaler, iteration for iteration") {
       params.push_back(start.clone().requires_grad_());
       sgds.push_back(std::make_unique<SGD>(Tensors{params.back()},
                                            pardl::optim::SGDOptions{.lr = 0.05,
-                                                                    .momentum = what.at("momentum").toDouble(),
-                                                                    .dampening = what.at("dampening").toDouble(),
+                                                                    .momentum = what.at("momentum").to<double>(),
+                                                                    .dampening = what.at("dampening").to<double>(),
                                                                     .fused = what.at("fused").toBool()}));
     }
-    double const init = what.at("init").toDouble();
+    double const init = what.at("init").to<double>();
     int const interval = static_cast<int>(what.at("interval").toInt());
     GradScaler scaler{{.init_scale = init, .growth_interval = interval}};
     pardl::LossScale automaton{{.init_scale = init, .growth_interval = interval}};
@@ -184,7 +184,7 @@ TEST_CASE("GradScaler is torch.amp.GradScaler, iteration for iteration") {
         scaler.step(*sgds[i]);
       }
       bool const skipped = scaler.skipped();
-      double const new_scale = what.at("new_scale").toDouble();
+      double const new_scale = what.at("new_scale").to<double>();
       if (n == 4 && new_scale > 0) {
         scaler.update(new_scale);
         automaton.set_scale(static_cast<float>(new_scale));
@@ -200,7 +200,7 @@ TEST_CASE("GradScaler is torch.amp.GradScaler, iteration for iteration") {
       }
       auto const state = scaler.state_dict();
       CHECK(state.size() == 5);
-      for (auto const& [key, value] : state) CHECK(value == expected.at("state").toGenericDict().at(key).toDouble());
+      for (auto const& [key, value] : state) CHECK(value == expected.at("state").toGenericDict().at(key).to<double>());
       CHECK(state.at("scale") == automaton.scale());
       CHECK(state.at("_growth_tracker") == automaton.growth_tracker());
     }

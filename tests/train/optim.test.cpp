@@ -75,9 +75,9 @@ TEST_CASE("SGD follows torch.optim.SGD bit for bit, fused and not") {
     // Reduced precision on the CPU takes the per-tensor operations, whatever `fused` says.
     bool const ours_fused = python_fused || params[0].scalar_type() == torch::kBFloat16;
     SGD sgd{params, SGDOptions{.lr = 0.1,
-                               .momentum = settings.at("momentum").toDouble(),
-                               .dampening = settings.at("dampening").toDouble(),
-                               .weight_decay = settings.at("weight_decay").toDouble(),
+                               .momentum = settings.at("momentum").to<double>(),
+                               .dampening = settings.at("dampening").to<double>(),
+                               .weight_decay = settings.at("weight_decay").to<double>(),
                                .nesterov = settings.at("nesterov").toBool(),
                                .maximize = settings.at("maximize").toBool(),
                                .fused = ours_fused}};
@@ -114,12 +114,13 @@ TEST_CASE("clip_grad_norm_ and clip_grad_value_ are torch.nn.utils's bit for bit
     auto with_nothing = grads;
     with_nothing.emplace_back();
     set_grads(params, with_nothing);
-    auto const total = pardl::clip_grad_norm_(params, what.at("max_norm").toDouble(), what.at("norm_type").toDouble());
+    auto const total =
+        pardl::clip_grad_norm_(params, what.at("max_norm").to<double>(), what.at("norm_type").to<double>());
     CHECK(torch::equal(total, what.at("total").toTensor()));
     auto const by_norm = tensors(what.at("by_norm"));
     for (std::size_t i = 0; i < grads.size(); ++i) CHECK(torch::equal(params[i].grad(), by_norm[i]));
     set_grads(params, with_nothing);
-    pardl::clip_grad_value_(params, what.at("limit").toDouble());
+    pardl::clip_grad_value_(params, what.at("limit").to<double>());
     auto const by_value = tensors(what.at("by_value"));
     for (std::size_t i = 0; i < grads.size(); ++i) CHECK(torch::equal(params[i].grad(), by_value[i]));
     CHECK_FALSE(params.back().grad().defined());

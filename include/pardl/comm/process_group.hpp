@@ -126,7 +126,8 @@ class ProcessGroup {
   }
 
   /// Tells the other ranks that this one cannot go on: their operations end at once, with `why` in the sentence,
-  /// instead of at their timeout. launch() calls it for an exception that leaves main. Local, takes up to a second.
+  /// instead of at their timeout. launch() calls it for an exception that leaves main, where no launcher stops the
+  /// others. Local, takes up to a second.
   void abandon(std::string const& why) const noexcept {
     if (state_->traced) state_->traced->roll().announce(why);
   }

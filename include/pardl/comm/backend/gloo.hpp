@@ -11,6 +11,7 @@
 #endif
 
 #include <torch/version.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
