@@ -12,7 +12,8 @@ export CCACHE_SLOPPINESS=${CCACHE_SLOPPINESS:-pch_defines,time_macros,include_fi
 
 # What every build of ours needs.
 # shellcheck disable=SC2034  # read by the scripts that source this
-pardl_base=(g++ cmake ninja-build ccache libgloo-dev zlib1g-dev libcurl4-openssl-dev libssl-dev libcli11-dev)
+pardl_base=(g++ cmake ninja-build ccache libgloo-dev zlib1g-dev libcurl4-openssl-dev libssl-dev libcli11-dev
+  nlohmann-json3-dev libyaml-cpp-dev)
 
 pardl_say() { printf '%s\n' "pardl: $*" >&2; }
 pardl_die() { pardl_say "$*"; exit 1; }

@@ -45,6 +45,7 @@
 #include "pardl/comm/detail/supervisor.hpp"
 #include "pardl/comm/detail/worker.hpp"
 #include "pardl/comm/process_group.hpp"
+#include "pardl/io/memory.hpp"
 #include "pardl/policy/environment.hpp"
 #include "pardl/policy/error.hpp"
 #include "pardl/policy/whole_number.hpp"
@@ -260,7 +261,7 @@ int launch(int argc, char** argv, F&& main, LaunchOptions options = {}) {
       detail::launching::report_cause(cause, env);
       return cause.code;
     }
-    if (options.keep_memory) detail::launching::keep_memory();
+    if (options.keep_memory) io::keep_memory();
     return detail::launching::run_rank(env, std::move(group), options.shutdown_limit, [&](ProcessGroup const& world) {
       return detail::launching::call_main(main, world, arguments.rest);
     });

@@ -6,7 +6,6 @@
 #include <ATen/Parallel.h>
 #include <c10/util/Exception.h>
 #include <cxxabi.h>
-#include <malloc.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -16,7 +15,6 @@
 #include <cstdlib>
 #include <exception>
 #include <iostream>
-#include <limits>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -122,21 +120,6 @@ inline void settle_in(Environment const& env) {
   if (threads == nullptr) return;
   if (auto const count = whole_number(threads); count && *count > 0 && *count != at::get_num_threads())
     at::set_num_threads(*count);
-}
-
-/// A training step frees large tensors that the next one allocates again. glibc gives such memory back to the kernel,
-/// which then clears each page anew: 9 to 17 % of a WRN-16-1 step on a CPU. What a user has set for malloc by
-/// variables is left alone. The price: the process keeps the most that it ever held.
-inline void keep_memory() {
-#ifdef __GLIBC__
-  for (char const* const name : {"MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"})
-    if (std::getenv(name) != nullptr) return;
-  char const* const tunables = std::getenv("GLIBC_TUNABLES");
-  if (tunables != nullptr && std::string_view(tunables).find("malloc") != std::string_view::npos) return;
-  ::mallopt(M_MMAP_MAX, 0);  // a threshold would not do: glibc takes none above 32 MiB
-  ::mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
-  ::mallopt(M_TOP_PAD, 64 << 20);
-#endif
 }
 
 /// Makes the world, runs `main(world)` in it, and ends it. Returns the process's exit code; a rank of several that

@@ -1,0 +1,391 @@
+// SPDX-License-Identifier: MIT
+/// Federated learning simulated on one machine, from FederatedScope's YAML: many clients, few workers, one model.
+#include <sys/wait.h>
+#include <torch/torch.h>
+#include <torch/version.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <exception>
+#include <filesystem>
+#include <fstream>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "data.hpp"
+#include "options.hpp"
+#include "pardl/fed/any_client_sampler.hpp"
+#include "pardl/fed/config_rules.hpp"
+#include "pardl/fed/runner.hpp"
+#include "pardl/io/atomic_file.hpp"
+#include "pardl/io/terminal.hpp"
+#include "pardl/policy/evaluation_patience.hpp"
+#include "pardl/policy/ranked.hpp"
+#include "pardl/train/summary_writer.hpp"
+#include "parts.hpp"
+#include "results.hpp"
+
+namespace federated {
+
+namespace {
+
+using nlohmann::json;
+using Clock = std::chrono::steady_clock;
+
+constexpr std::uint32_t first_purpose = 1000;  // draws of this program: which clients are never trained
+
+double since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+/// FederatedScope's name of a run.
+std::string run_name(fed::Config const& config) {
+  if (!config.expname.empty()) return config.expname;
+  std::string name = config.federate.method + "_" + config.model.type + "_on_" + config.data.type + "_lr" +
+                     repr(config.train.optimizer.lr) + "_lstep" + std::to_string(config.train.local_update_steps);
+  if (!config.expname_tag.empty()) name += "_" + config.expname_tag;
+  std::ranges::replace(name, '/', '-');
+  return name;
+}
+
+/// A folder of the run's own: a second run beside a first one gets a number.
+std::filesystem::path run_folder(fed::Config const& config) {
+  auto const base = std::filesystem::path(config.outdir) / run_name(config);
+  auto folder = base;
+  for (int n = 2; std::filesystem::exists(folder / "config.yaml"); ++n)
+    folder = base.string() + "_" + std::to_string(n);
+  std::filesystem::create_directories(folder);
+  return folder;
+}
+
+class Job {
+ public:
+  explicit Job(Options options)
+      : options_(std::move(options)),
+        config_(options_.config),
+        problem_((check_built(config_), load(config_, options_.stand_in))),
+        resolved_(fed::resolve(
+            config_, {.gpus = gpus(), .cores = static_cast<std::int64_t>(std::thread::hardware_concurrency())},
+            static_cast<std::int64_t>(problem_.shares.size()))),
+        local_(local(config_, resolved_, problem_)),
+        runner_(make_runner()) {
+    sampler_ = fed::make_client_sampler("uniform", {.count = resolved_.sampled});
+  }
+
+  void run() {
+    introduce();
+    resume_or_begin();
+    auto const start = Clock::now();
+    auto const rounds = config_.federate.total_round_num;
+    pardl::EvaluationPatience const patience{
+        .metric = {},
+        .goal = pardl::goal_of(config_.eval.best_res_update_round_wise_key),
+        .delta = config_.early_stop.delta,
+        .patience = config_.early_stop.patience,
+        .mode = config_.early_stop.improve_indicator_mode == "mean" ? pardl::Indicator::mean : pardl::Indicator::best,
+        .name = config_.eval.best_res_update_round_wise_key};
+    auto stop = patience.start();
+    restore(stop);
+    while (runner_->round() < rounds && stopped_.empty()) {
+      train(rounds);
+      bool const last = runner_->round() == rounds;
+      if (last || runner_->round() % config_.eval.freq == 0) evaluate(stop, patience.goal);
+      keep(stop);
+    }
+    seconds_ += since(start);
+    finish();
+  }
+
+ private:
+  using Runner =
+      fed::Runner<pardl::any_module, pardl::data::TensorDataset, Local, fed::any_server_optimizer, Transform>;
+
+  static std::int64_t gpus() {
+    // A worker that is forked later may use a GPU only if this process has not: so a child asks.
+    int ends[2];
+    if (::access("/dev/nvidiactl", F_OK) != 0 || ::pipe(ends) != 0) return 0;
+    pid_t const pid = ::fork();
+    if (pid == 0) {
+      auto const count = static_cast<char>(std::min<int>(torch::cuda::device_count(), 100));
+      (void)!::write(ends[1], &count, 1);
+      ::_exit(0);
+    }
+    ::close(ends[1]);
+    char count = 0;
+    if (::read(ends[0], &count, 1) != 1) count = 0;
+    ::close(ends[0]);
+    if (pid > 0) ::waitpid(pid, nullptr, 0);
+    return count;
+  }
+
+  std::unique_ptr<Runner> make_runner() {
+    auto net = model(config_, problem_);
+    fed::RunnerOptions options;
+    options.workers = static_cast<int>(resolved_.workers);
+    options.threads_per_worker = options_.threads_per_worker;
+    if (!resolved_.gpu_of_worker.empty()) {
+      options.devices.clear();
+      for (auto const gpu : resolved_.gpu_of_worker)
+        options.devices.emplace_back(torch::kCUDA, static_cast<c10::DeviceIndex>(gpu));
+    }
+    options.seed = static_cast<std::uint64_t>(config_.seed);
+    auto words = config_.personalization.local_param;
+    if (config_.federate.method == "FedBN") words.emplace_back("bn");
+    options.sharing.keep_local = fed::containing(words);
+    options.sharing.buffers =
+        config_.personalization.share_non_trainable_para ? fed::BufferPolicy::average : fed::BufferPolicy::client_local;
+    options.weighting = config_.federate.ignore_weight ? fed::Weighting::uniform : fed::Weighting::samples;
+    if (options_.keep_going) options.on_client_failure = options.on_worker_death = fed::OnFailure::leave_out;
+    if (options_.progress)
+      options.on_clients = [this](std::int64_t done, std::int64_t all) {
+        if (bar_) bar_->note(what_ + " " + std::to_string(done) + "/" + std::to_string(all));
+        if (bar_) bar_->advance(0);
+      };
+    return std::make_unique<Runner>(std::move(net), problem_.samples, problem_.shares, local_,
+                                    server(config_, resolved_), std::move(options), transform(config_, problem_));
+  }
+
+  void introduce() const {
+    std::printf("Data: %s%s.\n", problem_.what.c_str(),
+                options_.stand_in && config_.data.type == "femnist"
+                    ? " (a stand-in for FEMNIST: give --cfg and LEAF's files for the real one)"
+                    : "");
+    std::printf(
+        "Job: %lld of %lld clients a round, %lld rounds of %s, %s, seed %lld; %lld worker%s of %d thread%s on %s.\n",
+        static_cast<long long>(resolved_.sampled), static_cast<long long>(resolved_.clients),
+        static_cast<long long>(config_.federate.total_round_num), config_.federate.method.c_str(),
+        config_.model.type.c_str(), static_cast<long long>(config_.seed), static_cast<long long>(resolved_.workers),
+        resolved_.workers == 1 ? "" : "s", options_.threads_per_worker, options_.threads_per_worker == 1 ? "" : "s",
+        resolved_.gpu_of_worker.empty() ? "the CPU" : "GPUs");
+    for (auto const& warning : resolved_.warnings) std::printf("Warning: %s.\n", warning.c_str());
+    std::fflush(stdout);
+  }
+
+  void resume_or_begin() {
+    if (!options_.checkpoint.empty() && std::filesystem::exists(options_.checkpoint)) {
+      remarks_ = runner_->load(options_.checkpoint);
+      auto const past = json::parse(remarks_.at("job"));
+      folder_ = past.at("folder").get<std::string>();
+      history_ = past.at("history");
+      best_ = past.at("best").is_null() ? std::nullopt : std::optional<double>(past.at("best").get<double>());
+      best_round_ = past.at("best_round");
+      seconds_ = past.at("seconds");
+      stopped_ = past.at("stopped");
+      std::filesystem::create_directories(folder_);
+      auto const log = folder_ / "eval_results.log";
+      std::uintmax_t const length = past.at("log_bytes");
+      if (std::filesystem::exists(log) && std::filesystem::file_size(log) > length)
+        std::filesystem::resize_file(log, length);
+      std::printf("Going on from %s after round %lld.\n", options_.checkpoint.c_str(),
+                  static_cast<long long>(runner_->round()));
+    } else {
+      if (!config_.federate.restore_from.empty()) runner_->load_model(config_.federate.restore_from);
+      folder_ = run_folder(config_);
+      pardl::write_file_atomically(folder_ / "config.yaml", fed::to_yaml(config_));
+    }
+    if (!options_.tensorboard.empty()) writer_.emplace(pardl::Ranks{0, 1}, options_.tensorboard);
+    std::printf("Results in %s\n", folder_.c_str());
+  }
+
+  template <class State>
+  void restore(State& stop) const {
+    if (!remarks_.contains("job")) return;
+    auto const numbers = json::parse(remarks_.at("job")).at("stopping").get<std::vector<double>>();
+    std::span<double const> rest(numbers);
+    stop.restore(rest);
+  }
+
+  void train(std::int64_t rounds) {
+    if (options_.progress) {
+      bar_.emplace(rounds, pardl::ProgressBarOptions{.label = "rounds"});
+      bar_->skip(runner_->round());
+    }
+    what_ = "clients trained";
+    auto const report = runner_->train(drawn());
+    bar_.reset();
+    double loss = 0, correct = 0, answers = 0, samples = 0;
+    for (auto const& client : report.clients) {
+      loss += client.loss;
+      correct += static_cast<double>(client.correct);
+      answers += static_cast<double>(client.answers);
+      samples += static_cast<double>(client.samples);
+      if (!client.failure.empty())
+        std::printf("Warning: client %lld is left out of round %lld: %s.\n", static_cast<long long>(client.client + 1),
+                    static_cast<long long>(report.round), client.failure.c_str());
+    }
+    for (auto const& warning : report.warnings) std::printf("Warning: %s\n", warning.c_str());
+    Figures figures{{"train_loss", loss}, {"train_avg_loss", loss / samples}};
+    if (answers > 0) figures.emplace_back("train_acc", correct / answers);
+    figures.emplace_back("train_total", samples);
+    std::printf("{'Role': 'Server #', 'Round': %lld, 'Results_train': %s} %.3f s, %.0f %% idle\n",
+                static_cast<long long>(report.round), dict(figures, 6).c_str(), report.seconds,
+                100 * report.idle_share);
+    std::fflush(stdout);
+    round_seconds_.push_back(report.seconds);
+    idle_.push_back(report.idle_share);
+    json entry{{"round", report.round},
+               {"seconds", report.seconds},
+               {"idle_share", report.idle_share},
+               {"clients", report.clients.size()}};
+    for (auto const& [name, value] : figures) entry[name] = value;
+    if (writer_)
+      for (auto const& [name, value] : figures) writer_->add_scalar("train/" + name, value, report.round);
+    history_.push_back(std::move(entry));
+  }
+
+  /// The clients of the next round, out of those that take part at all (federate.unseen_clients_rate).
+  [[nodiscard]] std::vector<std::int64_t> drawn() const {
+    auto const seed = static_cast<std::uint64_t>(config_.seed);
+    auto chosen =
+        fed::sample_clients(*sampler_, runner_->round(), static_cast<std::size_t>(resolved_.participants), seed);
+    if (resolved_.participants == resolved_.clients) return chosen;
+    auto const seen = fed::Draws(seed, 0, 0, first_purpose).sample(resolved_.clients, resolved_.participants);
+    for (auto& client : chosen) client = seen[static_cast<std::size_t>(client)];
+    return chosen;
+  }
+
+  template <class State>
+  void evaluate(State& stop, pardl::Goal goal) {
+    what_ = "clients evaluated";
+    Evaluated evaluated;
+    for (auto const& split : config_.eval.split) {
+      auto clients = runner_->evaluate(split == "train" ? fed::Part::train
+                                       : split == "val" ? fed::Part::val
+                                                        : fed::Part::test);
+      auto const summary = fed::summarize(clients);
+      if (!clients.empty()) evaluated.splits.push_back({split, std::move(clients), summary});
+    }
+    if (evaluated.splits.empty())
+      throw pardl::DataError(
+          pardl::sentence("fed", "no client has samples to evaluate on", "raise the second and third of data.splits"));
+    auto const round = runner_->round() - 1;
+    std::string const head = "{'Role': 'Server #', 'Round': " + std::to_string(round) + ", ";
+    std::printf("%s%s}\n", head.c_str(),
+                forms(config_, evaluated, static_cast<int>(config_.print_decimal_digits)).c_str());
+    std::fflush(stdout);
+    append("eval_results.log", head + forms(config_, evaluated, -1) + "}");
+    if (std::ranges::find(config_.eval.report, "raw") != config_.eval.report.end())
+      append("eval_results.raw", head + "'Results_raw': " + raw(evaluated) + "}");
+    auto const weighted = figures(config_, evaluated, true);
+    for (auto const& [name, value] : weighted) {
+      history_.back()[name] = value;
+      if (writer_) writer_->add_scalar("eval/" + name, value, round);
+    }
+    double const value = watched(config_, weighted);
+    if (!best_ || goal.improved(value, *best_, 0)) {
+      best_ = value;
+      best_round_ = round;
+      best_figures_ = weighted;
+      runner_->save_model(folder_ / "best.safetensors");
+    }
+    last_figures_ = forms(config_, evaluated, static_cast<int>(config_.print_decimal_digits));
+    if (stop.observe(value) == pardl::Verdict::stop) stopped_ = stop.reason();
+  }
+
+  void append(char const* name, std::string const& line) const {
+    std::ofstream file(folder_ / name, std::ios::app);
+    file << line << '\n';
+    if (!file.flush())
+      throw pardl::Error(pardl::sentence("federated", "cannot write " + (folder_ / name).string(), "free some space"));
+  }
+
+  template <class State>
+  void keep(State const& stop) {
+    if (options_.checkpoint.empty()) return;
+    std::vector<double> numbers;
+    stop.save(numbers);
+    auto const log = folder_ / "eval_results.log";
+    json const job{{"folder", folder_.string()},
+                   {"history", history_},
+                   {"best", best_ ? json(*best_) : json(nullptr)},
+                   {"best_round", best_round_},
+                   {"seconds", seconds_},
+                   {"stopped", stopped_},
+                   {"stopping", numbers},
+                   {"log_bytes", std::filesystem::exists(log) ? std::filesystem::file_size(log) : 0}};
+    runner_->save(options_.checkpoint, {{"job", job.dump()}});
+  }
+
+  void finish() {
+    runner_->save_model(folder_ / "latest.safetensors");
+    if (!config_.federate.save_to.empty()) runner_->save_model(config_.federate.save_to);
+    if (!stopped_.empty()) std::printf("Stopped early: %s.\n", stopped_.c_str());
+    std::string const last = "{'Role': 'Server #', 'Round': 'Final', " + last_figures_ + "}";
+    std::printf("%s\n", last.c_str());
+    double rounds = 0, idle = 0;
+    for (double const s : round_seconds_) rounds += s;
+    for (double const share : idle_) idle += share;
+    auto const count = static_cast<double>(std::max<std::size_t>(round_seconds_.size(), 1));
+    std::printf(
+        "\n| workers | rounds | seconds per round | idle | total running time (minute) |\n"
+        "| ---: | ---: | ---: | ---: | ---: |\n| %lld | %lld | %.3f | %.1f %% | %.4f |\n",
+        static_cast<long long>(resolved_.workers), static_cast<long long>(runner_->round()), rounds / count,
+        100 * idle / count, seconds_ / 60);
+    if (best_)
+      std::printf("\nBest %s: %.6f, in round %lld; its weights are in %s\n",
+                  config_.eval.best_res_update_round_wise_key.c_str(), *best_, static_cast<long long>(best_round_),
+                  (folder_ / "best.safetensors").c_str());
+    if (!options_.summary.empty()) write_summary(rounds / count, idle / count);
+  }
+
+  void write_summary(double seconds_per_round, double idle) const {
+    json const summary{
+        {"data", {{"what", problem_.what}, {"samples", problem_.samples.size()}, {"clients", resolved_.clients}}},
+        {"rounds", history_},
+        {"best",
+         {{"key", config_.eval.best_res_update_round_wise_key},
+          {"value", best_ ? json(*best_) : json(nullptr)},
+          {"round", best_round_}}},
+        {"stop_reason", stopped_.empty() ? "all rounds are done" : stopped_},
+        {"workers", resolved_.workers},
+        {"threads_per_worker", options_.threads_per_worker},
+        {"totals", {{"seconds", seconds_}, {"seconds_per_round", seconds_per_round}, {"idle_share", idle}}},
+        {"warnings", resolved_.warnings},
+        {"folder", folder_.string()},
+        {"versions", {{"libtorch", TORCH_VERSION}}},
+        {"config", fed::to_yaml(config_)}};
+    pardl::write_file_atomically(options_.summary, summary.dump(2) + "\n");
+  }
+
+  Options options_;
+  fed::Config const& config_;
+  Problem problem_;
+  fed::Resolved resolved_;
+  Local local_;
+  std::optional<pardl::ProgressBar> bar_;
+  std::string what_;
+  std::unique_ptr<Runner> runner_;
+  std::optional<fed::any_client_sampler> sampler_;
+  std::optional<pardl::SummaryWriter> writer_;
+  std::filesystem::path folder_;
+  fed::Remarks remarks_;
+  json history_ = json::array();
+  std::optional<double> best_;
+  std::int64_t best_round_ = -1;
+  Figures best_figures_;
+  std::string last_figures_, stopped_;
+  double seconds_ = 0;
+  std::vector<double> round_seconds_, idle_;
+};
+
+}  // namespace
+}  // namespace federated
+
+int main(int argc, char** argv) {
+  try {
+    at::set_num_threads(1);  // workers are forked: this process must not have started threads
+    auto options = federated::parse(argc, argv);
+    if (!options) return 0;
+    federated::Job(std::move(*options)).run();
+    return 0;
+  } catch (c10::Error const& error) {
+    std::fprintf(stderr, "[federated] %s\n", error.what_without_backtrace());
+  } catch (std::exception const& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+  }
+  return 1;
+}
