@@ -21,6 +21,7 @@
 #include "pardl/fed/client_sampler.hpp"
 #include "pardl/fed/evaluation.hpp"
 #include "pardl/fed/runner.hpp"
+#include "pardl/train/memory_format.hpp"
 
 namespace {
 
@@ -67,8 +68,10 @@ int main(int argc, char** argv) {
   fed::ClientShares shares;
   for (auto& part : data.writers.partition()) shares.push_back({.train = part, .val = {}, .test = part});
   torch::manual_seed(1);
+  models::ConvNet2 net;
+  pardl::to_memory_format(*net, torch::MemoryFormat::ChannelsLast);
   auto const start = Clock::now();
-  fed::Runner runner(models::ConvNet2{}, data.samples, std::move(shares),
+  fed::Runner runner(net, data.samples, std::move(shares),
                      fed::LocalTraining<>({.batches = {.batch_size = 10, .unit = fed::StepUnit::epoch},
                                            .shuffle = true,
                                            .max_grad_norm = 5.0,

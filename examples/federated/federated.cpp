@@ -27,6 +27,7 @@
 #include "pardl/io/terminal.hpp"
 #include "pardl/policy/evaluation_patience.hpp"
 #include "pardl/policy/ranked.hpp"
+#include "pardl/train/memory_format.hpp"
 #include "pardl/train/summary_writer.hpp"
 #include "parts.hpp"
 #include "results.hpp"
@@ -124,6 +125,8 @@ class Job {
 
   std::unique_ptr<Runner> make_runner() {
     auto net = model(config_, problem_);
+    pardl::to_memory_format(*net.module(),
+                            torch::MemoryFormat::ChannelsLast);  // convolutions and pooling are faster so
     fed::RunnerOptions options;
     options.workers = static_cast<int>(resolved_.workers);
     options.threads_per_worker = options_.threads_per_worker;

@@ -91,8 +91,7 @@ inline constexpr std::array<RobustMaker, 6> robust_aggregators{{
     if (entry.name == name) return entry.make(choice);
     known.append(known.empty() ? "" : ", ").append(entry.name);
   }
-  throw ConfigError(
-      sentence("fed", "no robust rule is called '" + std::string(name) + "'", "choose one of " + known));
+  throw ConfigError(sentence("fed", "no robust rule is called '" + std::string(name) + "'", "choose one of " + known));
 }
 
 }  // namespace pardl::inline PARDL_ABI::fed

@@ -3,8 +3,9 @@
 /// \layer  fed (std only).
 ///
 /// n updates x_1 … x_n of a round are given, of which f may be anything at all. A rule's breakdown point is the share
-/// f/n from which on liars can move its result as far as they like. All arithmetic is in double; the temporary memory
-/// of a phase is one or two tiles of 128 · n bytes, 128 KiB at least, however long the updates are.
+/// f/n from which on liars can move its result as far as they like. All arithmetic is in double. The temporary memory
+/// of a phase is one or two tiles of all updates, 64 KiB each (256 · n bytes where n is above 256), however long the
+/// updates are; to decide, Krum and Bulyan also hold n² distances.
 ///
 /// Krum, the median, the trimmed mean and Bulyan take clients as equals, as their papers do; but where Krum averages
 /// several updates it weights them, as FederatedScope does (give equal weights for the paper's mean). The geometric
@@ -21,94 +22,13 @@
 #include <utility>
 #include <vector>
 
+#include "pardl/fed/detail/update_distances.hpp"
 #include "pardl/fed/detail/update_tiles.hpp"
 #include "pardl/fed/robust.hpp"
 #include "pardl/policy/error.hpp"
 #include "pardl/version.hpp"
 
 namespace pardl::inline PARDL_ABI::fed {
-
-namespace detail {
-
-/// f liars ask for at least factor · f + extra updates.
-inline void check_liars(char const* rule, std::int64_t liars, std::size_t updates, std::int64_t factor,
-                        std::int64_t extra) {
-  if (liars < 0)
-    throw ConfigError(sentence("fed", std::string(rule) + " against " + std::to_string(liars) + " lying clients",
-                               "byzantine is zero or more"));
-  auto const n = static_cast<std::int64_t>(updates);
-  if (liars <= n && factor * liars + extra <= n) return;  // the first keeps the product small
-  std::string const needed =
-      liars <= n ? std::to_string(factor * liars + extra) : "more than " + std::to_string(liars);
-  throw ConfigError(sentence("fed",
-                             std::string(rule) + " against " + std::to_string(liars) + " lying clients needs " +
-                                 needed + " updates, and this round has " + std::to_string(updates),
-                             "sample more clients, or expect fewer liars"));
-}
-
-/// Squared distances of all pairs of updates, pair (i, j < i) at i(i-1)/2 + j.
-[[nodiscard]] constexpr std::size_t pairs(std::size_t n) { return n * (n - 1) / 2; }
-[[nodiscard]] constexpr std::size_t pair(std::size_t i, std::size_t j) {
-  return i > j ? i * (i - 1) / 2 + j : j * (j - 1) / 2 + i;
-}
-
-/// Goes through coordinates [begin, end) with a tile of all updates: use(place, size).
-template <class Number, class Use>
-void through_tiles(Updates const& updates, Tile<Number>& tile, std::size_t begin, std::size_t end, Use&& use) {
-  for (std::size_t at = begin; at < end; at += tile.most()) {
-    std::size_t const size = std::min(tile.most(), end - at);
-    for (std::size_t i = 0; i < tile.rows(); ++i) tile.load(i, updates.row(i), at, size);
-    use(at, size);
-  }
-}
-
-inline void add_distances(Updates const& updates, std::size_t begin, std::size_t end, std::span<double> numbers) {
-  Tile<double> tile(updates.size());
-  through_tiles(updates, tile, begin, end, [&](std::size_t, std::size_t) {
-    for (std::size_t i = 1; i < tile.rows(); ++i)
-      for (std::size_t j = 0; j < i; ++j) numbers[pair(i, j)] += square_distance(tile.row(i), tile.row(j), tile.width());
-  });
-}
-
-/// For each update the others, nearest first, with their squared distances.
-struct Neighbour {
-  double distance;
-  std::size_t row;
-};
-[[nodiscard]] inline std::vector<std::vector<Neighbour>> neighbours(std::size_t n, std::span<double const> distances) {
-  std::vector<std::vector<Neighbour>> all(n);
-  for (std::size_t i = 0; i < n; ++i) {
-    for (std::size_t j = 0; j < n; ++j)
-      if (j != i) all[i].push_back({distances[pair(i, j)], j});
-    std::ranges::sort(all[i], {}, &Neighbour::distance);  // equal distances add up alike in any order
-  }
-  return all;
-}
-
-/// Krum's score among the updates that are left: the sum of the squared distances to the `count` nearest of them.
-[[nodiscard]] inline double krum_score(std::vector<Neighbour> const& nearest, std::vector<bool> const& gone,
-                                       std::size_t count) {
-  double score = 0;
-  for (std::size_t at = 0; count > 0 && at < nearest.size(); ++at) {
-    if (gone[nearest[at].row]) continue;
-    score += nearest[at].distance;
-    --count;
-  }
-  return score;
-}
-
-/// The mean of rows [first, last) of each column, added from the smallest up.
-inline void mean_of_rows(Tile<float> const& sorted, std::size_t first, std::size_t last, std::span<double> result) {
-  std::ranges::fill(result, 0.0);
-  for (std::size_t i = first; i < last; ++i) {
-    float const* const row = sorted.row(i);
-    for (std::size_t k = 0; k < result.size(); ++k) result[k] += static_cast<double>(row[k]);
-  }
-  auto const count = static_cast<double>(last - first);
-  for (double& sum : result) sum /= count;
-}
-
-}  // namespace detail
 
 /// Krum and multi-Krum. An update's score is the sum of its squared distances to the n - f - 2 updates nearest to it;
 /// the result is the mean of the `average` updates of the least scores, so with 1 an update as it came. Ties are
@@ -170,8 +90,7 @@ struct Median {
     detail::through_tiles(updates, tile, begin, begin + result.size(), [&](std::size_t at, std::size_t size) {
       detail::sort_columns(tile);
       detail::middle(tile, medians.data());
-      std::ranges::copy_n(medians.begin(), static_cast<std::ptrdiff_t>(size),
-                          result.subspan(at - begin, size).begin());
+      std::ranges::copy_n(medians.begin(), static_cast<std::ptrdiff_t>(size), result.subspan(at - begin, size).begin());
     });
   }
 };
@@ -192,9 +111,9 @@ struct TrimmedMean {
   }
   void check(std::size_t n) const {
     if (!(excluded_ratio >= 0 && excluded_ratio < 0.5))
-      throw ConfigError(sentence(
-          "fed", "a trimmed mean that cuts off a share of " + std::to_string(excluded_ratio) + " at each end",
-          "give excluded_ratio, from 0 up to but not at 0.5"));
+      throw ConfigError(
+          sentence("fed", "a trimmed mean that cuts off a share of " + std::to_string(excluded_ratio) + " at each end",
+                   "give excluded_ratio, from 0 up to but not at 0.5"));
     detail::check_liars("a trimmed mean", byzantine, n, 2, 1);
     if (byzantine > static_cast<std::int64_t>(excluded(n)))
       throw ConfigError(sentence("fed",
@@ -269,7 +188,8 @@ struct Bulyan {
         float const* const below = tile.row(i);
         float const* const above = tile.row(i + kept);
         for (std::size_t k = 0; k < size; ++k)
-          first[k] += medians[k] - static_cast<double>(below[k]) > static_cast<double>(above[k]) - medians[k] ? 1.0F : 0.0F;
+          first[k] +=
+              medians[k] - static_cast<double>(below[k]) > static_cast<double>(above[k]) - medians[k] ? 1.0F : 0.0F;
       }
       auto const means = result.subspan(at - begin, size);
       std::ranges::fill(means, 0.0);
@@ -293,12 +213,12 @@ static_assert(robust_aggregator<Bulyan>);
 /// `iterations` steps. Breakdown: 1/2 of the weight.
 /// Cost: about 4nS multiply-adds a pass, n + 1 numbers a block for the workers to share.
 /// \paper Pillutla, Kakade, Harchaoui, "Robust aggregation for federated learning", IEEE Trans. Signal Processing 70,
-/// 2022 (RFA, algorithm 2).
+/// 2022 (RFA, with the smoothed Weiszfeld algorithm).
 struct GeometricMedian {
   std::int64_t byzantine = 0;  ///< f, clients that may lie; fewer than half
   double smoothing = 1e-6;     ///< ν, a distance between models below which two are the same
   int iterations = 16;         ///< steps at the most
-  double tolerance = 1e-3;     ///< when to stop, from 0 (never before `iterations`) to 1
+  double tolerance = 1e-3;     ///< when to stop, from 0 (when a step moves nothing) to 1
 
   void check(std::size_t n) const {
     auto const refuse = [](std::string const& what, char const* remedy) {

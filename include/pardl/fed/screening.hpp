@@ -26,7 +26,7 @@ namespace pardl::inline PARDL_ABI::fed {
 
 /// What an update may be. The change is the update less the global weights that it started from, its norm Euclidean.
 struct Screening {
-  double most_norm = std::numeric_limits<double>::infinity();  ///< of a change; infinity: any
+  double most_norm = std::numeric_limits<double>::infinity();     ///< of a change; infinity: any
   double most_medians = std::numeric_limits<double>::infinity();  ///< of a change, in medians of the round's norms
 
   /// \throws ConfigError for a bound that is not positive, or a multiple below 1, which the median itself would exceed.
@@ -35,10 +35,9 @@ struct Screening {
       throw ConfigError(sentence("fed", "updates screened for a norm of " + std::to_string(most_norm) + " at the most",
                                  "give a positive bound; infinity allows all"));
     if (!(most_medians >= 1))
-      throw ConfigError(sentence("fed",
-                                 "updates screened for " + std::to_string(most_medians) +
-                                     " medians of the round's norms at the most",
-                                 "give 1 or more; infinity allows all"));
+      throw ConfigError(sentence(
+          "fed", "updates screened for " + std::to_string(most_medians) + " medians of the round's norms at the most",
+          "give 1 or more; infinity allows all"));
   }
 };
 
@@ -65,9 +64,12 @@ namespace detail {
 template <class NameOf>
 [[nodiscard]] Screened screen(std::span<float const> update, std::span<float const> start, Screening const& screening,
                               NameOf&& name_of) {
-  static_assert(requires {
-    { name_of(std::size_t{}) } -> std::convertible_to<std::string>;
-  }, "pardl::fed::screen names a number of the update: give it a function of the number's place that returns a string.");
+  static_assert(
+      requires {
+        { name_of(std::size_t{}) } -> std::convertible_to<std::string>;
+      },
+      "pardl::fed::screen names a number of the update: give it a function of the number's place that returns a "
+      "string.");
   if (update.size() != start.size())
     return {.norm = 0,
             .reason = "its update has " + std::to_string(update.size()) + " numbers, the model has " +
@@ -82,9 +84,9 @@ template <class NameOf>
     if (!fine) {
       auto const bad = std::ranges::find_if_not(now, [](float value) { return std::isfinite(value); });
       std::string const what = std::isnan(*bad) ? "NaN" : *bad > 0 ? "infinite" : "minus infinity";
-      return {.norm = 0,
-              .reason = "its " + std::string(name_of(begin + static_cast<std::size_t>(bad - now.begin()))) + " is " +
-                        what};
+      return {
+          .norm = 0,
+          .reason = "its " + std::string(name_of(begin + static_cast<std::size_t>(bad - now.begin()))) + " is " + what};
     }
     double sums[lanes] = {};
     std::size_t k = 0;

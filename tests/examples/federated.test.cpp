@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: MIT
+// The program as its user runs it: real processes, real files.
+#include <doctest/doctest.h>
+
+#include <csignal>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "support/process.hpp"
+#include "support/temporary_folder.hpp"
+
+namespace {
+
+using nlohmann::json;
+using pardl::testing::Process;
+using pardl::testing::TemporaryFolder;
+
+/// A small job: made images, a linear model, four rounds.
+std::vector<std::string> small(TemporaryFolder const& folder, std::vector<std::string> more) {
+  std::vector<std::string> words{"--no-progress", "--cfg", (folder / "job.yaml").string()};
+  words.insert(words.end(), more.begin(), more.end());
+  return words;
+}
+
+void write_job(TemporaryFolder const& folder) {
+  std::ofstream(folder / "job.yaml") << R"(
+seed: 7
+early_stop: {patience: 0}
+federate: {client_num: 20, total_round_num: 4, sample_client_rate: 0.3}
+data: {type: synthetic_femnist, splits: [0.6, 0.2, 0.2], transform: [['ToTensor'], ['Normalize', {'mean': [0.5], 'std': [0.5]}]]}
+dataloader: {batch_size: 10}
+model: {type: lr, out_channels: 62}
+train: {local_update_steps: 1, batch_or_epoch: epoch, optimizer: {lr: 0.1}}
+grad: {grad_clip: 5.0}
+criterion: {type: CrossEntropyLoss}
+eval: {freq: 1, metrics: ['acc', 'correct']}
+)";
+}
+
+Process start(TemporaryFolder const& folder, std::vector<std::string> words) {
+  words.insert(words.begin(), PARDL_FEDERATED);
+  words.insert(words.end(), {"outdir", (folder / "exp").string(), "expname", "run"});
+  return Process(std::move(words));
+}
+
+struct Result {
+  int code;
+  std::string output;
+};
+Result run(TemporaryFolder const& folder, std::vector<std::string> words) {
+  auto process = start(folder, std::move(words));
+  auto const ended = process.wait();
+  CHECK(ended.in_time);
+  return {ended.code, ended.out + ended.err};
+}
+
+std::string bytes(std::filesystem::path const& file) { return pardl::testing::read_text(file); }
+
+}  // namespace
+
+TEST_CASE("federated learns, for any number of workers alike, and writes what it says") {
+  TemporaryFolder const one, two;
+  write_job(one);
+  write_job(two);
+  auto const json_file = (one / "s.json").string();
+  auto const first = run(one, small(one, {"--summary", json_file}));
+  CHECK_MESSAGE(first.code == 0, first.output);
+  auto const second = run(two, small(two, {"federate.process_num", "2"}));
+  CHECK_MESSAGE(second.code == 0, second.output);
+  CHECK(bytes(one / "exp/run/latest.safetensors") == bytes(two / "exp/run/latest.safetensors"));
+  CHECK(bytes(one / "exp/run/eval_results.log") == bytes(two / "exp/run/eval_results.log"));
+  auto const log = bytes(one / "exp/run/eval_results.log");
+  CHECK(log.find("{'Role': 'Server #', 'Round': 3, 'Results_weighted_avg': {'test_loss': ") != std::string::npos);
+  CHECK(log.find("'Results_fairness': {") != std::string::npos);
+  auto const summary = json::parse(bytes(json_file));
+  CHECK(summary.at("rounds").size() == 4);
+  CHECK(summary.at("rounds")[3].at("test_acc").get<double>() > summary.at("rounds")[0].at("test_acc").get<double>());
+  CHECK(summary.at("stop_reason") == "all rounds are done");
+}
+
+TEST_CASE("a federated job that is killed goes on from its checkpoint and ends alike") {
+  TemporaryFolder const whole, cut;
+  write_job(whole);
+  write_job(cut);
+  auto const checkpoint = (cut / "c.safetensors").string();
+  CHECK(run(whole, small(whole, {"federate.total_round_num", "40"})).code == 0);
+  {
+    auto process = start(cut, small(cut, {"federate.total_round_num", "40", "--checkpoint", checkpoint}));
+    CHECK(process.wait_for("'Round': 3, 'Results_weighted_avg'"));
+    process.send(SIGKILL);
+    CHECK(process.wait().code == 128 + SIGKILL);
+  }
+  auto const resumed =
+      run(cut, small(cut, {"federate.total_round_num", "40", "--checkpoint", checkpoint, "federate.process_num", "2"}));
+  CHECK_MESSAGE(resumed.code == 0, resumed.output);
+  CHECK(resumed.output.find("Going on from " + checkpoint + " after round ") != std::string::npos);
+  CHECK(bytes(whole / "exp/run/latest.safetensors") == bytes(cut / "exp/run/latest.safetensors"));
+  CHECK(bytes(whole / "exp/run/eval_results.log") == bytes(cut / "exp/run/eval_results.log"));
+}
+
+TEST_CASE("bad input of federated ends in one sentence") {
+  TemporaryFolder const folder;
+  write_job(folder);
+  auto const refuses = [&](std::vector<std::string> words, std::string const& part) {
+    auto const result = run(folder, std::move(words));
+    CHECK(result.code == 1);
+    CHECK_MESSAGE(result.output.find(part) != std::string::npos, result.output);
+    CHECK_FALSE(std::filesystem::exists(folder / "exp"));
+  };
+  refuses({"--cfg", "none.yaml"}, "none.yaml cannot be read");
+  auto const job = [&](std::vector<std::string> more) { return small(folder, std::move(more)); };
+  refuses(job({"federate.client_nums", "3"}), "did you mean federate.client_num");
+  refuses(job({"federate.sample_client_rate", "1.5"}), "federate.sample_client_rate is 1.5");
+  refuses(job({"federate.sample_client_rate", "-1", "federate.sample_client_num", "21"}), "sample_client_num is 21");
+  refuses(job({"data.type", "femnist"}), "--stand-in");
+  refuses(job({"model.out_channels", "10"}), "give model.out_channels 62");
+  refuses(job({"federate.method", "SCAFFOLD"}), "which is not built");
+  refuses(job({"criterion.type", "MSELoss"}), "give CrossEntropyLoss");
+  refuses(job({"eval.best_res_update_round_wise_key", "val_f1"}), "val_f1");
+  refuses({"--frobnicate"}, "--frobnicate");
+}
