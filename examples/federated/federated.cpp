@@ -5,6 +5,7 @@
 #include <torch/version.h>
 #include <unistd.h>
 
+#include <array>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -14,6 +15,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <sstream>
 #include <string>
 #include <thread>
 #include <vector>
@@ -22,6 +24,8 @@
 #include "options.hpp"
 #include "pardl/fed/any_client_sampler.hpp"
 #include "pardl/fed/config_rules.hpp"
+#include "pardl/fed/partition_picture.hpp"
+#include "pardl/fed/partition_report.hpp"
 #include "pardl/fed/runner.hpp"
 #include "pardl/io/atomic_file.hpp"
 #include "pardl/io/terminal.hpp"
@@ -30,6 +34,7 @@
 #include "pardl/train/memory_format.hpp"
 #include "pardl/train/summary_writer.hpp"
 #include "parts.hpp"
+#include "record.hpp"
 #include "results.hpp"
 
 namespace federated {
@@ -42,26 +47,6 @@ using Clock = std::chrono::steady_clock;
 constexpr std::uint32_t first_purpose = 1000;  // draws of this program: which clients are never trained
 
 double since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
-
-/// FederatedScope's name of a run.
-std::string run_name(fed::Config const& config) {
-  if (!config.expname.empty()) return config.expname;
-  std::string name = config.federate.method + "_" + config.model.type + "_on_" + config.data.type + "_lr" +
-                     repr(config.train.optimizer.lr) + "_lstep" + std::to_string(config.train.local_update_steps);
-  if (!config.expname_tag.empty()) name += "_" + config.expname_tag;
-  std::ranges::replace(name, '/', '-');
-  return name;
-}
-
-/// A folder of the run's own: a second run beside a first one gets a number.
-std::filesystem::path run_folder(fed::Config const& config) {
-  auto const base = std::filesystem::path(config.outdir) / run_name(config);
-  auto folder = base;
-  for (int n = 2; std::filesystem::exists(folder / "config.yaml"); ++n)
-    folder = base.string() + "_" + std::to_string(n);
-  std::filesystem::create_directories(folder);
-  return folder;
-}
 
 class Job {
  public:
@@ -80,7 +65,7 @@ class Job {
   void run() {
     introduce();
     resume_or_begin();
-    auto const start = Clock::now();
+    auto mark = Clock::now();
     auto const rounds = config_.federate.total_round_num;
     pardl::EvaluationPatience const patience{
         .metric = {},
@@ -91,13 +76,13 @@ class Job {
         .name = config_.eval.best_res_update_round_wise_key};
     auto stop = patience.start();
     restore(stop);
-    while (runner_->round() < rounds && stopped_.empty()) {
+    while (runner_->round() < rounds && record_.stopped.empty()) {
       train(rounds);
       bool const last = runner_->round() == rounds;
       if (last || runner_->round() % config_.eval.freq == 0) evaluate(stop, patience.goal);
+      record_.seconds += since(std::exchange(mark, Clock::now()));
       keep(stop);
     }
-    seconds_ += since(start);
     finish();
   }
 
@@ -165,41 +150,50 @@ class Job {
         resolved_.workers == 1 ? "" : "s", options_.threads_per_worker, options_.threads_per_worker == 1 ? "" : "s",
         resolved_.gpu_of_worker.empty() ? "the CPU" : "GPUs");
     for (auto const& warning : resolved_.warnings) std::printf("Warning: %s.\n", warning.c_str());
+    if (!options_.partition.empty()) draw_partition();
     std::fflush(stdout);
+  }
+
+  /// What each client has, all its shares together. \throws pardl::ConfigError for targets that are no classes.
+  void draw_partition() const {
+    if (problem_.classes == 0)
+      throw pardl::ConfigError(
+          pardl::sentence("federated", "--partition shows classes, and this data has none", "leave it out"));
+    fed::Partition partition;
+    for (auto const& shares : problem_.shares) {
+      auto& all = partition.emplace_back(shares.train);
+      all.insert(all.end(), shares.val.begin(), shares.val.end());
+      all.insert(all.end(), shares.test.begin(), shares.test.end());
+      std::ranges::sort(all);
+    }
+    auto const labels = problem_.samples.targets().contiguous();
+    auto const report = fed::report_partition(
+        partition, {labels.const_data_ptr<std::int64_t>(), static_cast<std::size_t>(labels.numel())});
+    fed::write_svg(report, options_.partition);
+    std::printf("%s", fed::to_text(report).c_str());
   }
 
   void resume_or_begin() {
     if (!options_.checkpoint.empty() && std::filesystem::exists(options_.checkpoint)) {
-      remarks_ = runner_->load(options_.checkpoint);
-      auto const past = json::parse(remarks_.at("job"));
-      folder_ = past.at("folder").get<std::string>();
-      history_ = past.at("history");
-      best_ = past.at("best").is_null() ? std::nullopt : std::optional<double>(past.at("best").get<double>());
-      best_round_ = past.at("best_round");
-      seconds_ = past.at("seconds");
-      stopped_ = past.at("stopped");
-      std::filesystem::create_directories(folder_);
-      auto const log = folder_ / "eval_results.log";
-      std::uintmax_t const length = past.at("log_bytes");
-      if (std::filesystem::exists(log) && std::filesystem::file_size(log) > length)
-        std::filesystem::resize_file(log, length);
+      record_.resume(runner_->load(options_.checkpoint), options_.checkpoint, config_);
       std::printf("Going on from %s after round %lld.\n", options_.checkpoint.c_str(),
                   static_cast<long long>(runner_->round()));
     } else {
       if (!config_.federate.restore_from.empty()) runner_->load_model(config_.federate.restore_from);
-      folder_ = run_folder(config_);
-      pardl::write_file_atomically(folder_ / "config.yaml", fed::to_yaml(config_));
+      record_.begin(config_);
     }
-    if (!options_.tensorboard.empty()) writer_.emplace(pardl::Ranks{0, 1}, options_.tensorboard);
-    std::printf("Results in %s\n", folder_.c_str());
+    if (!options_.tensorboard.empty()) {
+      pardl::SummaryWriterOptions how;
+      if (runner_->round() > 0) how.purge_step = runner_->round();
+      writer_.emplace(pardl::Ranks{0, 1}, options_.tensorboard, how);
+    }
+    std::printf("Results in %s\n", record_.folder.c_str());
   }
 
   template <class State>
   void restore(State& stop) const {
-    if (!remarks_.contains("job")) return;
-    auto const numbers = json::parse(remarks_.at("job")).at("stopping").get<std::vector<double>>();
-    std::span<double const> rest(numbers);
-    stop.restore(rest);
+    std::span<double const> rest(record_.stopping);
+    if (!rest.empty()) stop.restore(rest);
   }
 
   void train(std::int64_t rounds) {
@@ -237,7 +231,7 @@ class Job {
     for (auto const& [name, value] : figures) entry[name] = value;
     if (writer_)
       for (auto const& [name, value] : figures) writer_->add_scalar("train/" + name, value, report.round);
-    history_.push_back(std::move(entry));
+    record_.history.push_back(std::move(entry));
   }
 
   /// The clients of the next round, out of those that take part at all (federate.unseen_clients_rate).
@@ -270,54 +264,37 @@ class Job {
     std::printf("%s%s}\n", head.c_str(),
                 forms(config_, evaluated, static_cast<int>(config_.print_decimal_digits)).c_str());
     std::fflush(stdout);
-    append("eval_results.log", head + forms(config_, evaluated, -1) + "}");
+    record_.append("eval_results.log", head + forms(config_, evaluated, -1) + "}");
     if (std::ranges::find(config_.eval.report, "raw") != config_.eval.report.end())
-      append("eval_results.raw", head + "'Results_raw': " + raw(evaluated) + "}");
+      record_.append("eval_results.raw", head + "'Results_raw': " + raw(evaluated) + "}");
     auto const weighted = figures(config_, evaluated, true);
     for (auto const& [name, value] : weighted) {
-      history_.back()[name] = value;
+      record_.history.back()[name] = value;
       if (writer_) writer_->add_scalar("eval/" + name, value, round);
     }
     double const value = watched(config_, weighted);
-    if (!best_ || goal.improved(value, *best_, 0)) {
-      best_ = value;
-      best_round_ = round;
-      best_figures_ = weighted;
-      runner_->save_model(folder_ / "best.safetensors");
+    if (!record_.best || goal.improved(value, *record_.best, 0)) {
+      record_.best = value;
+      record_.best_round = round;
+      runner_->save_model(record_.folder / "best.safetensors");
     }
-    last_figures_ = forms(config_, evaluated, static_cast<int>(config_.print_decimal_digits));
-    if (stop.observe(value) == pardl::Verdict::stop) stopped_ = stop.reason();
-  }
-
-  void append(char const* name, std::string const& line) const {
-    std::ofstream file(folder_ / name, std::ios::app);
-    file << line << '\n';
-    if (!file.flush())
-      throw pardl::Error(pardl::sentence("federated", "cannot write " + (folder_ / name).string(), "free some space"));
+    record_.last_figures = forms(config_, evaluated, static_cast<int>(config_.print_decimal_digits));
+    if (stop.observe(value) == pardl::Verdict::stop) record_.stopped = stop.reason();
   }
 
   template <class State>
   void keep(State const& stop) {
     if (options_.checkpoint.empty()) return;
-    std::vector<double> numbers;
-    stop.save(numbers);
-    auto const log = folder_ / "eval_results.log";
-    json const job{{"folder", folder_.string()},
-                   {"history", history_},
-                   {"best", best_ ? json(*best_) : json(nullptr)},
-                   {"best_round", best_round_},
-                   {"seconds", seconds_},
-                   {"stopped", stopped_},
-                   {"stopping", numbers},
-                   {"log_bytes", std::filesystem::exists(log) ? std::filesystem::file_size(log) : 0}};
-    runner_->save(options_.checkpoint, {{"job", job.dump()}});
+    record_.stopping.clear();
+    stop.save(record_.stopping);
+    runner_->save(options_.checkpoint, record_.remarks(config_));
   }
 
   void finish() {
-    runner_->save_model(folder_ / "latest.safetensors");
+    runner_->save_model(record_.folder / "latest.safetensors");
     if (!config_.federate.save_to.empty()) runner_->save_model(config_.federate.save_to);
-    if (!stopped_.empty()) std::printf("Stopped early: %s.\n", stopped_.c_str());
-    std::string const last = "{'Role': 'Server #', 'Round': 'Final', " + last_figures_ + "}";
+    if (!record_.stopped.empty()) std::printf("Stopped early: %s.\n", record_.stopped.c_str());
+    std::string const last = "{'Role': 'Server #', 'Round': 'Final', " + record_.last_figures + "}";
     std::printf("%s\n", last.c_str());
     double rounds = 0, idle = 0;
     for (double const s : round_seconds_) rounds += s;
@@ -327,28 +304,28 @@ class Job {
         "\n| workers | rounds | seconds per round | idle | total running time (minute) |\n"
         "| ---: | ---: | ---: | ---: | ---: |\n| %lld | %lld | %.3f | %.1f %% | %.4f |\n",
         static_cast<long long>(resolved_.workers), static_cast<long long>(runner_->round()), rounds / count,
-        100 * idle / count, seconds_ / 60);
-    if (best_)
+        100 * idle / count, record_.seconds / 60);
+    if (record_.best)
       std::printf("\nBest %s: %.6f, in round %lld; its weights are in %s\n",
-                  config_.eval.best_res_update_round_wise_key.c_str(), *best_, static_cast<long long>(best_round_),
-                  (folder_ / "best.safetensors").c_str());
+                  config_.eval.best_res_update_round_wise_key.c_str(), *record_.best,
+                  static_cast<long long>(record_.best_round), (record_.folder / "best.safetensors").c_str());
     if (!options_.summary.empty()) write_summary(rounds / count, idle / count);
   }
 
   void write_summary(double seconds_per_round, double idle) const {
     json const summary{
         {"data", {{"what", problem_.what}, {"samples", problem_.samples.size()}, {"clients", resolved_.clients}}},
-        {"rounds", history_},
+        {"rounds", record_.history},
         {"best",
          {{"key", config_.eval.best_res_update_round_wise_key},
-          {"value", best_ ? json(*best_) : json(nullptr)},
-          {"round", best_round_}}},
-        {"stop_reason", stopped_.empty() ? "all rounds are done" : stopped_},
+          {"value", record_.best ? json(*record_.best) : json(nullptr)},
+          {"round", record_.best_round}}},
+        {"stop_reason", record_.stopped.empty() ? "all rounds are done" : record_.stopped},
         {"workers", resolved_.workers},
         {"threads_per_worker", options_.threads_per_worker},
-        {"totals", {{"seconds", seconds_}, {"seconds_per_round", seconds_per_round}, {"idle_share", idle}}},
+        {"totals", {{"seconds", record_.seconds}, {"seconds_per_round", seconds_per_round}, {"idle_share", idle}}},
         {"warnings", resolved_.warnings},
-        {"folder", folder_.string()},
+        {"folder", record_.folder.string()},
         {"versions", {{"libtorch", TORCH_VERSION}}},
         {"config", fed::to_yaml(config_)}};
     pardl::write_file_atomically(options_.summary, summary.dump(2) + "\n");
@@ -364,14 +341,7 @@ class Job {
   std::unique_ptr<Runner> runner_;
   std::optional<fed::any_client_sampler> sampler_;
   std::optional<pardl::SummaryWriter> writer_;
-  std::filesystem::path folder_;
-  fed::Remarks remarks_;
-  json history_ = json::array();
-  std::optional<double> best_;
-  std::int64_t best_round_ = -1;
-  Figures best_figures_;
-  std::string last_figures_, stopped_;
-  double seconds_ = 0;
+  Record record_;
   std::vector<double> round_seconds_, idle_;
 };
 

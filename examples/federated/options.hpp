@@ -19,7 +19,7 @@ namespace federated {
 struct Options {
   pardl::fed::Config config;
   bool stand_in = false;
-  std::filesystem::path summary, checkpoint, tensorboard;
+  std::filesystem::path summary, checkpoint, tensorboard, partition;
   int threads_per_worker = 1;
   bool keep_going = false;
   bool progress = true;
@@ -83,6 +83,7 @@ inline std::optional<Options> parse(int argc, char** argv) {
   app.add_option("--checkpoint", options.checkpoint, "saved after each round; if it is there, the job goes on from it");
   app.add_option("--summary", options.summary, "results, settings and times as JSON");
   app.add_option("--tensorboard", options.tensorboard, "folder for TensorBoard's event files");
+  app.add_option("--partition", options.partition, "picture (SVG) of which client has how many samples of which class");
   app.add_option("--threads-per-worker", options.threads_per_worker, "of LibTorch in each worker")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();

@@ -56,7 +56,8 @@ class Runner {
                 "operator()(ClientTask) -> LocalResult; take pardl::fed::LocalTraining, or write one like it.");
 
  public:
-  /// Forks the workers. Make it before this process computes anything with several threads, or uses a GPU.
+  /// Forks the workers. Make it before this process computes anything with several threads, or uses a GPU, and in a
+  /// thread that outlives it: workers end with the thread that forked them.
   /// \throws ConfigError for options that cannot be right; DataError for a client without training samples or with
   /// numbers of samples that `data` does not have.
   Runner(Net net, Data data, ClientShares shares, Local local, Server server, RunnerOptions options,
@@ -160,7 +161,11 @@ class Runner {
   std::vector<std::int64_t> sizes(std::vector<std::int64_t>& clients, F&& size) const {
     detail::check(clients, shares_.size());
     std::vector<std::int64_t> all;
-    for (std::int64_t const client : clients) all.push_back(size(shares_[static_cast<std::size_t>(client)]));
+    for (std::int64_t const client : clients) try {
+        all.push_back(size(shares_[static_cast<std::size_t>(client)]));
+      } catch (DataError const& error) {
+        throw DataError(sentence("fed", "client " + std::to_string(client) + " cannot take part: " + error.what()));
+      }
     return all;
   }
 
