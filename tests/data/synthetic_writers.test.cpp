@@ -105,9 +105,9 @@ TEST_CASE("hands differ as much as `style` says") {
       means.push_back(images_of(set, writer).to(torch::kFloat).mean(0));
     return torch::stack(means).std(0).mean().item<double>();
   };
-  double const alike = spread(0), half = spread(0.5), full = spread(1);
-  CHECK(half > 1.5 * alike);
-  CHECK(full > 1.2 * half);
+  double const alike = spread(0), medium = spread(0.5), full = spread(1);
+  CHECK(medium > 1.5 * alike);
+  CHECK(full > 1.2 * medium);
 }
 
 TEST_CASE("amounts are as given, or log-normal around the mean and within the bounds") {
