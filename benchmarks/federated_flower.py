@@ -88,5 +88,4 @@ if __name__ == "__main__":
             "init_args": {"num_cpus": args.workers, "include_dashboard": False},
             "client_resources": {"num_cpus": 1, "num_gpus": 0.0}})
         wall = time.perf_counter() - start
-    job.report("flower-malloc" if args.malloc else "flower", args.workers, wall, measured["rounds"],
-               measured["step_ms"], peak.mib)
+    job.report(args, "flower", wall, measured["rounds"], measured["step_ms"], peak.mib)

@@ -7,10 +7,12 @@ lr 0.01 and gradients clipped at 5.0, weights averaged by samples; at the end th
 """
 import argparse
 import os
+import statistics
 import sys
 import threading
 import time
 
+import common
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -82,11 +84,11 @@ def evaluate(model, data):
     return right, loss_sum
 
 
-def parser(description, rounds, workers=True):
+def parser(description, rounds):
     made = argparse.ArgumentParser(description=description)
     made.add_argument("--rounds", type=int, default=rounds)
-    if workers:
-        made.add_argument("--workers", type=int, choices=[1, 2], default=1, help="of one thread each")
+    made.add_argument("--workers", type=int, default=1, help="of one thread each")
+    made.add_argument("--repeat", type=int, default=1, help="number of this repetition, for the CSV line")
     made.add_argument("--malloc", action="store_true",
                       help="start again with glibc told to keep freed memory (MALLOC_MMAP_MAX_=0, no trimming)")
     return made
@@ -143,13 +145,11 @@ class PeakMemory:
         self._thread.join()
 
 
-HEADER = "system,workers,rounds,wall_s,s_per_round_steady,step_ms,peak_rss_mib"
-
-
-def report(system, workers, wall, round_seconds, step_ms, peak):
-    """One CSV line. Steady: the median of all rounds but the first, where there are others."""
-    steady = sorted(round_seconds[1:] or round_seconds)
-    middle = (steady[(len(steady) - 1) // 2] + steady[len(steady) // 2]) / 2
-    step = f"{step_ms:.2f}" if step_ms is not None else ""
-    print(HEADER, file=sys.stderr)
-    print(f"{system},{workers},{len(round_seconds)},{wall:.2f},{middle:.3f},{step},{peak:.0f}", flush=True)
+def report(args, system, wall, round_seconds, step_ms, peak):
+    """A CSV line for each figure. Steady: the median of all rounds but the first, where there are others."""
+    name = f"{system}-malloc" if args.malloc else system
+    figures = {"step": (step_ms, "ms"), "round": (statistics.median(round_seconds[1:] or round_seconds), "s"),
+               "wall": (wall, "s"), "peak": (peak, "MiB")}
+    for figure, (value, unit) in figures.items():
+        if value is not None:
+            common.report("federated", f"{name}-{figure}", args.workers, value, unit, args.repeat)

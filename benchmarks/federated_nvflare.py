@@ -53,8 +53,7 @@ def main():
         right = sum(job.evaluate(model, job.client_data(client))[0] for client in range(job.CLIENTS))
         wall = time.perf_counter() - start
     print("accuracy", right / (job.CLIENTS * job.SAMPLES), file=sys.stderr)
-    job.report("nvflare-malloc" if args.malloc else "nvflare", args.workers, wall,
-               [trained / args.rounds] * args.rounds, None, peak.mib)
+    job.report(args, "nvflare", wall, [trained / args.rounds] * args.rounds, None, peak.mib)
 
 
 if __name__ == "__main__":

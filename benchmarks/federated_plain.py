@@ -135,8 +135,9 @@ def main():
         wall = time.perf_counter() - start
         if workers is not None:
             workers.end()
-    print(f"accuracy {right / (job.CLIENTS * job.SAMPLES):.4f}", file=sys.stderr)
-    job.report("plain-malloc" if args.malloc else "plain", args.workers, wall, rounds, seconds / steps * 1e3, peak.mib)
+    print(f"plain, {args.workers} workers: accuracy {right / (job.CLIENTS * job.SAMPLES):.4f}", file=sys.stderr)
+    assert steps == args.rounds * job.SAMPLED * job.SAMPLES // job.BATCH, steps
+    job.report(args, "plain", wall, rounds, seconds / steps * 1e3, peak.mib)
 
 
 if __name__ == "__main__":

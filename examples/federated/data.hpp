@@ -2,10 +2,11 @@
 /// \file   The data that a configuration names, as one dataset and every client's shares of it.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <functional>
-#include <optional>
+#include <span>
 #include <string>
 #include <utility>
 #include <variant>
@@ -32,7 +33,7 @@ struct Problem {
   pardl::data::TensorDataset samples;
   fed::ClientShares shares;
   std::vector<std::string> names;   ///< of the clients, where they have some
-  std::vector<std::int64_t> shape;  ///< of a sample
+  std::vector<std::int64_t> shape;  ///< of a sample, as the model gets it
   std::int64_t classes = 0;         ///< 0: targets are numbers
   std::string what;                 ///< for the first line
 };
@@ -92,8 +93,8 @@ inline fed::Partition split(fed::Config const& config, torch::Tensor const& labe
              static_cast<std::size_t>(clients), static_cast<std::uint64_t>(config.seed));
 }
 
-/// \throws DataError or ConfigError with what to do.
-inline Problem load(fed::Config const& config, bool use_stand_in) {
+/// The data as it is stored. \throws DataError or ConfigError with what to do.
+inline Problem read(fed::Config const& config, bool use_stand_in) {
   auto const& type = config.data.type;
   auto const& root = config.data.root;
   if (type == "femnist" && use_stand_in) return stand_in(config);
@@ -152,48 +153,101 @@ inline Problem load(fed::Config const& config, bool use_stand_in) {
                                            "femnist, FashionMNIST@torchvision, synthetic_femnist and toy are built"));
 }
 
-/// data.transform as one transform over batches. \throws ConfigError for one that is not built.
-inline Transform transform(fed::Config const& config, Problem const& problem) {
-  bool const bytes = problem.samples.inputs().scalar_type() == torch::kByte;
-  std::vector<Transform> steps;
+/// What data.transform makes of a batch, and of the shape of one sample.
+struct Transformed {
+  Transform transform;
+  std::vector<std::int64_t> shape;
+};
+
+/// data.transform in its order, for samples of `shape`. Random steps are for training; to evaluate they are left out,
+/// but where a RandomCrop changes the size, the middle of the image is taken. A step's place in the list is its
+/// position in the random stream, so what the others are does not change its draws.
+/// \throws ConfigError for a transform that is not built, or cannot be applied to these samples.
+inline Transformed make_transform(fed::Calls const& calls, bool bytes, std::vector<std::int64_t> shape, bool training) {
+  auto const refuse = [](std::string const& what, std::string const& remedy) {
+    throw pardl::ConfigError(pardl::sentence("config", "data.transform: " + what, remedy));
+  };
+  auto const pixels = [&](fed::Call const& call, char const* name, std::int64_t least) {
+    double const value = fed::number_argument(call.args, call.name, name, 0);
+    if (!(value >= static_cast<double>(least) && value <= 65536 && value == std::floor(value)))
+      refuse(call.name + " without a whole number as " + name, "it is at least " + std::to_string(least));
+    return static_cast<std::int64_t>(value);
+  };
+  std::vector<std::pair<std::uint32_t, Transform>> steps;
   bool floats = !bytes;
-  for (auto const& [name, args] : config.data.transform) {
-    if (name == "ToTensor") {
-      fed::require_known_arguments(args, name, {});
-      if (!floats)
-        steps.emplace_back([](torch::Tensor x, pardl::SampleStream const&) { return x.to(torch::kFloat).div_(255); });
+  for (std::uint32_t position = 0; position < calls.size(); ++position) {
+    auto const& call = calls[position];
+    auto const add = [&](Transform step) { steps.emplace_back(position, std::move(step)); };
+    if (call.name == "ToTensor") {
+      fed::require_known_arguments(call.args, call.name, {});
+      if (!floats) add(pardl::ToFloat{});
       floats = true;
-    } else if (name == "Normalize") {
-      fed::require_known_arguments(args, name, {"mean", "std"});
-      auto const mean = fed::numbers_argument(args, name, "mean"), std = fed::numbers_argument(args, name, "std");
-      auto const channels = problem.shape.empty() ? 1 : static_cast<std::size_t>(problem.shape[0]);
+      continue;
+    }
+    if (shape.size() != 3) refuse(call.name + " takes images, and the data has none", "leave it out");
+    if (call.name == "Normalize") {
+      fed::require_known_arguments(call.args, call.name, {"mean", "std"});
+      auto const mean = fed::numbers_argument(call.args, call.name, "mean"),
+                 std = fed::numbers_argument(call.args, call.name, "std");
+      auto const channels = static_cast<std::size_t>(shape[0]);
       for (double const deviation : std)
-        if (!(deviation > 0))
-          throw pardl::ConfigError(pardl::sentence(
-              "config", "data.transform: Normalize by a std of " + std::to_string(deviation), "it is above 0"));
-      if (!floats || mean.size() != channels || std.size() != channels)
-        throw pardl::ConfigError(pardl::sentence(
-            "config",
-            floats ? "data.transform: Normalize has other than " + std::to_string(channels) + " means and deviations"
-                   : "data.transform: Normalize comes before ToTensor",
-            floats ? "give one of each per channel" : "put ToTensor first"));
-      auto const m = torch::tensor(mean, torch::kFloat).view({1, -1, 1, 1}),
-                 s = torch::tensor(std, torch::kFloat).view({1, -1, 1, 1});
-      steps.emplace_back([m, s](torch::Tensor x, pardl::SampleStream const&) {
-        return x.sub(m.to(x.device())).div_(s.to(x.device()));
-      });
+        if (!(deviation > 0)) refuse("Normalize by a std of " + std::to_string(deviation), "it is above 0");
+      if (!floats) refuse("Normalize comes before ToTensor", "put ToTensor first");
+      if (mean.size() != channels || std.size() != channels)
+        refuse("Normalize has other than " + std::to_string(channels) + " means and deviations",
+               "give one of each per channel");
+      add(pardl::Normalize(mean, std));
+    } else if (call.name == "RandomCrop") {
+      fed::require_known_arguments(call.args, call.name, {"size", "padding"});
+      pardl::RandomCrop const crop{.size = pixels(call, "size", 1), .padding = pixels(call, "padding", 0)};
+      if (crop.size > std::min(shape[1], shape[2]) + 2 * crop.padding)
+        refuse("RandomCrop of " + std::to_string(crop.size) + " pixels from images of " + std::to_string(shape[1]) +
+                   " x " + std::to_string(shape[2]) + " with " + std::to_string(crop.padding) + " around them",
+               "take a size that fits");
+      if (training)
+        add(crop);
+      else if (crop.size != shape[1] || crop.size != shape[2])
+        add(pardl::CenterCrop{crop.size});
+      shape[1] = shape[2] = crop.size;
+    } else if (call.name == "RandomHorizontalFlip") {
+      fed::require_known_arguments(call.args, call.name, {"p"});
+      double const p = fed::number_argument(call.args, call.name, "p", 0.5);
+      if (!(p >= 0 && p <= 1))
+        refuse("RandomHorizontalFlip with a probability of " + std::to_string(p), "it lies from 0 to 1");
+      if (training) add(pardl::RandomHorizontalFlip{p});
     } else {
-      throw pardl::ConfigError(
-          pardl::sentence("config", "data.transform: '" + name + "' is not built", "ToTensor and Normalize are"));
+      refuse("'" + call.name + "' is not built", "ToTensor, Normalize, RandomCrop and RandomHorizontalFlip are");
     }
   }
-  if (!floats)
-    throw pardl::ConfigError(
-        pardl::sentence("config", "data.transform leaves images as bytes", "begin with ['ToTensor']"));
-  return [steps](torch::Tensor x, pardl::SampleStream const& stream) {
-    for (auto const& step : steps) x = step(std::move(x), stream);
-    return x;
-  };
+  if (!floats) refuse("images stay bytes", "add ['ToTensor']");
+  return {[steps = std::move(steps)](torch::Tensor x, pardl::SampleStream const& stream) {
+            for (auto const& [position, step] : steps) x = step(std::move(x), stream.at(stream.position + position));
+            return x;
+          },
+          std::move(shape)};
+}
+
+inline Transformed make_transform(fed::Config const& config, Problem const& problem, bool training) {
+  auto const& inputs = problem.samples.inputs();
+  return make_transform(config.data.transform, inputs.scalar_type() == torch::kByte, inputs.sizes().slice(1).vec(),
+                        training);
+}
+
+/// data.transform for batches that a model is trained on. \throws ConfigError as make_transform().
+inline Transform transform(fed::Config const& config, Problem const& problem) {
+  return make_transform(config, problem, true).transform;
+}
+
+/// data.transform for batches that a model is evaluated on: without what is random. \throws ConfigError likewise.
+inline Transform evaluation_transform(fed::Config const& config, Problem const& problem) {
+  return make_transform(config, problem, false).transform;
+}
+
+/// What the configuration names, ready for a model. \throws DataError or ConfigError with what to do.
+inline Problem load(fed::Config const& config, bool use_stand_in) {
+  auto problem = read(config, use_stand_in);
+  problem.shape = make_transform(config, problem, true).shape;
+  return problem;
 }
 
 }  // namespace federated

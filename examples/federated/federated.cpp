@@ -44,7 +44,8 @@ namespace {
 using nlohmann::json;
 using Clock = std::chrono::steady_clock;
 
-constexpr std::uint32_t first_purpose = 1000;  // draws of this program: which clients are never trained
+// Draws of this program: which clients are never trained, which samples calibrate.
+constexpr std::uint32_t unseen_purpose = 1000, calibration_purpose = 1001;
 
 double since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
@@ -53,7 +54,7 @@ class Job {
   explicit Job(Options options)
       : options_(std::move(options)),
         config_(options_.config),
-        problem_((check_built(config_), load(config_, options_.stand_in))),
+        problem_((check_strategy(config_), load(config_, options_.stand_in))),
         resolved_(fed::resolve(
             config_, {.gpus = gpus(), .cores = static_cast<std::int64_t>(std::thread::hardware_concurrency())},
             static_cast<std::int64_t>(problem_.shares.size()))),
@@ -127,6 +128,12 @@ class Job {
     options.sharing.buffers =
         config_.personalization.share_non_trainable_para ? fed::BufferPolicy::average : fed::BufferPolicy::client_local;
     options.weighting = config_.federate.ignore_weight ? fed::Weighting::uniform : fed::Weighting::samples;
+    options.robust = robust_rule(config_);
+    options.screening = options_.screening;
+    if (options_.recalibrate > 0) {
+      options.sharing.buffers = fed::BufferPolicy::recalibrate;
+      options.calibration = calibration();
+    }
     if (options_.keep_going) options.on_client_failure = options.on_worker_death = fed::OnFailure::leave_out;
     if (options_.progress)
       options.on_clients = [this](std::int64_t done, std::int64_t all) {
@@ -134,7 +141,19 @@ class Job {
         if (bar_) bar_->advance(0);
       };
     return std::make_unique<Runner>(std::move(net), problem_.samples, problem_.shares, local_,
-                                    server(config_, resolved_), std::move(options), transform(config_, problem_));
+                                    server(config_, resolved_), std::move(options), transform(config_, problem_),
+                                    evaluation_transform(config_, problem_));
+  }
+
+  /// Training samples of all clients, drawn by the seed.
+  [[nodiscard]] std::vector<std::int64_t> calibration() const {
+    std::vector<std::int64_t> all;
+    for (auto const& shares : problem_.shares) all.insert(all.end(), shares.train.begin(), shares.train.end());
+    auto const count = std::min(options_.recalibrate, static_cast<std::int64_t>(all.size()));
+    auto chosen = fed::Draws(static_cast<std::uint64_t>(config_.seed), 0, 0, calibration_purpose)
+                      .sample(static_cast<std::int64_t>(all.size()), count);
+    for (auto& index : chosen) index = all[static_cast<std::size_t>(index)];
+    return chosen;
   }
 
   void introduce() const {
@@ -240,22 +259,28 @@ class Job {
     auto chosen =
         fed::sample_clients(*sampler_, runner_->round(), static_cast<std::size_t>(resolved_.participants), seed);
     if (resolved_.participants == resolved_.clients) return chosen;
-    auto const seen = fed::Draws(seed, 0, 0, first_purpose).sample(resolved_.clients, resolved_.participants);
+    auto const seen = fed::Draws(seed, 0, 0, unseen_purpose).sample(resolved_.clients, resolved_.participants);
     for (auto& client : chosen) client = seen[static_cast<std::size_t>(client)];
     return chosen;
+  }
+
+  [[nodiscard]] Evaluated evaluated_on(fed::View view) {
+    Evaluated evaluated;
+    for (auto const& split : config_.eval.split) {
+      auto clients = runner_->evaluate(split == "train" ? fed::Part::train
+                                       : split == "val" ? fed::Part::val
+                                                        : fed::Part::test,
+                                       view);
+      auto const summary = fed::summarize(clients);
+      if (!clients.empty()) evaluated.splits.push_back({split, std::move(clients), summary});
+    }
+    return evaluated;
   }
 
   template <class State>
   void evaluate(State& stop, pardl::Goal goal) {
     what_ = "clients evaluated";
-    Evaluated evaluated;
-    for (auto const& split : config_.eval.split) {
-      auto clients = runner_->evaluate(split == "train" ? fed::Part::train
-                                       : split == "val" ? fed::Part::val
-                                                        : fed::Part::test);
-      auto const summary = fed::summarize(clients);
-      if (!clients.empty()) evaluated.splits.push_back({split, std::move(clients), summary});
-    }
+    auto const evaluated = evaluated_on(fed::View::personal);
     if (evaluated.splits.empty())
       throw pardl::DataError(
           pardl::sentence("fed", "no client has samples to evaluate on", "raise the second and third of data.splits"));
@@ -272,6 +297,11 @@ class Job {
       record_.history.back()[name] = value;
       if (writer_) writer_->add_scalar("eval/" + name, value, round);
     }
+    if (options_.evaluate_global)
+      for (auto const& [name, figure] : figures(config_, evaluated_on(fed::View::global), true)) {
+        record_.history.back()["global_" + name] = figure;
+        if (writer_) writer_->add_scalar("eval_global/" + name, figure, round);
+      }
     double const value = watched(config_, weighted);
     if (!record_.best || goal.improved(value, *record_.best, 0)) {
       record_.best = value;

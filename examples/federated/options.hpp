@@ -12,6 +12,7 @@
 #include "pardl/fed/config.hpp"
 #include "pardl/fed/config_keys.hpp"
 #include "pardl/fed/config_yaml.hpp"
+#include "pardl/fed/screening.hpp"
 #include "pardl/policy/error.hpp"
 
 namespace federated {
@@ -23,6 +24,9 @@ struct Options {
   int threads_per_worker = 1;
   bool keep_going = false;
   bool progress = true;
+  bool evaluate_global = false;
+  std::int64_t recalibrate = 0;
+  pardl::fed::Screening screening{};
 };
 
 /// The seed's second configuration, as FederatedScope documents it for its multi-GPU runner.
@@ -88,6 +92,14 @@ inline std::optional<Options> parse(int argc, char** argv) {
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
   app.add_flag("--keep-going", options.keep_going, "leave clients out that fail, instead of ending");
+  app.add_option("--most-norm", options.screening.most_norm, "an update that changes the weights by more fails");
+  app.add_option("--most-medians", options.screening.most_medians,
+                 "likewise, in medians of its round; needs an aggregator.robust_rule");
+  app.add_option("--recalibrate", options.recalibrate,
+                 "batch norm's statistics are averaged, then measured anew on so many training samples")
+      ->check(CLI::NonNegativeNumber);
+  app.add_flag("--evaluate-global", options.evaluate_global,
+               "beside what clients keep, evaluate the global model without it (in summary and TensorBoard)");
   app.add_flag("!--no-progress", options.progress, "no progress bar");
   app.add_flag("--keys", help_keys, "list every key of the configuration with its default");
   std::vector<std::string> ours, pairs;  // a value may begin with a dash (-1), so CLI11 must not see it

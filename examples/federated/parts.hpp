@@ -4,6 +4,8 @@
 
 #include <torch/types.h>
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <functional>
 #include <optional>
@@ -12,10 +14,13 @@
 #include "data.hpp"
 #include "models/convnet2.hpp"
 #include "models/logistic_regression.hpp"
+#include "pardl/fed/any_robust_aggregator.hpp"
 #include "pardl/fed/any_server_optimizer.hpp"
 #include "pardl/fed/config.hpp"
 #include "pardl/fed/config_rules.hpp"
 #include "pardl/fed/local_training.hpp"
+#include "pardl/fed/one_of.hpp"
+#include "pardl/fed/personal.hpp"
 #include "pardl/policy/any_lr_schedule.hpp"
 #include "pardl/policy/error.hpp"
 #include "pardl/policy/lr_schedule.hpp"
@@ -24,24 +29,42 @@
 namespace federated {
 
 using Loss = std::function<torch::Tensor(torch::Tensor const&, torch::Tensor const&)>;
-using Local = fed::LocalTraining<Loss, fed::MakeSGD, fed::Proximal>;
+template <class Term>
+using Training = fed::LocalTraining<Loss, fed::MakeSGD, Term>;
+using Usual = Training<fed::Proximal>;
+/// FedAvg, FedProx, FedOpt and FedBN; FedNova; SCAFFOLD; Ditto; FedRep.
+using Local = fed::one_of<Usual, Training<fed::Normalised>, Training<fed::ControlVariates>, fed::Ditto<Usual, Usual>,
+                          fed::FedRep<Usual>>;
 
-/// What the library's configuration knows and this program does not do yet. \throws pardl::ConfigError.
-inline void check_built(fed::Config const& config) {
+/// Settings of one strategy under another, and what a strategy does not go together with. \throws pardl::ConfigError.
+inline void check_strategy(fed::Config const& config) {
   auto const need = [](bool fine, std::string const& what, char const* remedy) {
-    if (!fine) throw pardl::ConfigError(pardl::sentence("config", what + ", which is not built", remedy));
+    if (!fine) throw pardl::ConfigError(pardl::sentence("config", what, remedy));
   };
-  fed::Config const usual;
+  fed::PersonalizationConfig const usual;
   auto const& method = config.federate.method;
-  need(method == "FedAvg" || method == "FedProx" || method == "FedOpt" || method == "FedBN",
-       "federate.method is " + method, "FedAvg, FedProx, FedOpt and FedBN are");
-  need(config.aggregator == usual.aggregator, "aggregator differs from its defaults", "leave its keys out");
-  auto personal = config.personalization;
-  personal.local_param = usual.personalization.local_param;
-  personal.share_non_trainable_para = usual.personalization.share_non_trainable_para;
-  need(personal == usual.personalization,
-       "personalization differs from its defaults in more than local_param and share_non_trainable_para",
-       "leave its other keys out");
+  auto const& personal = config.personalization;
+  auto const belongs = [&](bool differs, char const* of, char const* key) {
+    need(!differs || method == of, std::string("personalization.") + key + " is set, but federate.method is " + method,
+         (std::string("it is a setting of ") + of + ": leave it out").c_str());
+  };
+  belongs(personal.local_update_steps != usual.local_update_steps, "Ditto", "local_update_steps");
+  belongs(personal.regular_weight != usual.regular_weight, "Ditto", "regular_weight");
+  belongs(personal.lr != usual.lr, "Ditto", "lr");
+  belongs(personal.lr_feature != usual.lr_feature, "FedRep", "lr_feature");
+  belongs(personal.lr_linear != usual.lr_linear, "FedRep", "lr_linear");
+  belongs(personal.epoch_feature != usual.epoch_feature, "FedRep", "epoch_feature");
+  belongs(personal.epoch_linear != usual.epoch_linear, "FedRep", "epoch_linear");
+  belongs(personal.weight_decay != usual.weight_decay, "FedRep", "weight_decay");
+  need(method != "FedRep" || !personal.local_param.empty(), "federate.method is FedRep, and no parameter is a head",
+       "name the head's layers in personalization.local_param, such as ['fc2']");
+  bool const scaffold = method == "SCAFFOLD";
+  need(!scaffold || config.train.optimizer.momentum == 0, "federate.method is SCAFFOLD, and the optimizer has momentum",
+       "set train.optimizer.momentum 0");
+  need(!scaffold || !config.fedprox.use, "federate.method is SCAFFOLD, and fedprox.use is True", "choose one of them");
+  need(!scaffold || config.aggregator.robust_rule == "fedavg",
+       "federate.method is SCAFFOLD, and aggregator.robust_rule is not fedavg",
+       "a liar could set the server's control variate as it likes: choose one of them");
 }
 
 inline pardl::any_module model(fed::Config const& config, Problem const& problem) {
@@ -112,22 +135,58 @@ inline std::optional<pardl::any_lr_schedule> schedule(fed::Config const& config)
 
 inline Local local(fed::Config const& config, fed::Resolved const& resolved, Problem const& problem) {
   auto const& o = config.train.optimizer;
-  return Local(
-      {.batches = {.batch_size = config.dataloader.batch_size,
-                   .steps = config.train.local_update_steps,
-                   .unit = config.train.batch_or_epoch == "epoch" ? fed::StepUnit::epoch : fed::StepUnit::batch,
-                   .drop_last = config.dataloader.drop_last,
-                   .accumulate = config.grad.grad_accum_count},
-       .shuffle = config.dataloader.shuffle,
-       .max_grad_norm = std::max(0.0, config.grad.grad_clip),
-       .schedule = schedule(config),
-       .autocast = {}},
-      {.options = {.lr = o.lr,
-                   .momentum = o.momentum,
-                   .dampening = o.dampening,
-                   .weight_decay = o.weight_decay,
-                   .nesterov = o.nesterov}},
-      loss(config, problem), fed::Proximal{resolved.proximal_mu});
+  auto const& method = config.federate.method;
+  auto const& personal = config.personalization;
+  auto const mu = resolved.proximal_mu;
+  auto const the_loss = loss(config, problem);
+  fed::LocalTrainingOptions options;
+  options.batches = {.batch_size = config.dataloader.batch_size,
+                     .steps = config.train.local_update_steps,
+                     .unit = config.train.batch_or_epoch == "epoch" ? fed::StepUnit::epoch : fed::StepUnit::batch,
+                     .drop_last = config.dataloader.drop_last,
+                     .accumulate = config.grad.grad_accum_count};
+  options.shuffle = config.dataloader.shuffle;
+  options.max_grad_norm = std::max(0.0, config.grad.grad_clip);
+  options.schedule = schedule(config);
+  fed::MakeSGD const sgd{.options = {.lr = o.lr,
+                                     .momentum = o.momentum,
+                                     .dampening = o.dampening,
+                                     .weight_decay = o.weight_decay,
+                                     .nesterov = o.nesterov}};
+  if (method == "FedNova") return Training<fed::Normalised>(options, sgd, the_loss, fed::Normalised{.mu = mu});
+  if (method == "SCAFFOLD") return Training<fed::ControlVariates>(options, sgd, the_loss);
+  if (method == "Ditto") {
+    auto own = options;
+    own.batches.steps = resolved.personal_steps;
+    auto own_sgd = sgd;
+    own_sgd.options.lr = resolved.personal_lr;
+    return fed::Ditto(Usual(options, sgd, the_loss, {mu}), Usual(own, own_sgd, the_loss, {personal.regular_weight}));
+  }
+  if (method == "FedRep") {
+    auto const part = [&](fed::Trained trained, std::int64_t epochs, double rate) {
+      auto its = options;
+      its.trained = trained;
+      its.batches.steps = epochs;
+      its.batches.unit = fed::StepUnit::epoch;
+      auto its_sgd = sgd;
+      its_sgd.options.lr = rate;
+      its_sgd.options.weight_decay = personal.weight_decay;
+      return Usual(its, its_sgd, the_loss, {mu});
+    };
+    return fed::FedRep(part(fed::Trained::kept, personal.epoch_linear, personal.lr_linear),
+                       part(fed::Trained::shared, personal.epoch_feature, personal.lr_feature));
+  }
+  return Usual(options, sgd, the_loss, {mu});
+}
+
+/// aggregator.robust_rule; none for the mean.
+inline std::optional<fed::any_robust_aggregator> robust_rule(fed::Config const& config) {
+  auto const& a = config.aggregator;
+  if (a.robust_rule == "fedavg") return std::nullopt;
+  return fed::make_robust_aggregator(a.robust_rule, {.byzantine = a.byzantine_node_num,
+                                                     .krum_agg_num = a.BFT_args.krum_agg_num,
+                                                     .excluded_ratio = a.BFT_args.trimmedmean_excluded_ratio,
+                                                     .norm_bound = a.BFT_args.normbounding_norm_bound});
 }
 
 inline fed::any_server_optimizer server(fed::Config const& config, fed::Resolved const& resolved) {

@@ -72,6 +72,32 @@ TEST_CASE("a random crop reaches every place, and moves nothing when there is on
   CHECK(same(RandomCrop{4}(x, stream), x.contiguous()));
 }
 
+TEST_CASE("a centre crop takes the middle, where torchvision has it, and pads what is too small") {
+  auto const numbers = numbered(5);
+  auto const cropped = [&](std::int64_t height, std::int64_t width, std::int64_t size, std::int64_t top,
+                           std::int64_t left) {  // from the image with a border of 4
+    for (auto const type : {torch::kByte, torch::kFloat})
+      for (auto const format : formats) {
+        auto const x = images_of(5, 3, height, width).to(type).contiguous(format);
+        auto const y = CenterCrop{size}(x, {0, 0, numbers});
+        auto const expected =
+            torch::constant_pad_nd(x, {4, 4, 4, 4}).narrow(2, 4 + top, size).narrow(3, 4 + left, size);
+        CHECK(same(y, expected));
+        CHECK(y.is_contiguous(format));
+        auto const border = (std::max<std::int64_t>(0, size - std::min(height, width)) + 1) / 2;
+        CHECK(same(pardl::detail::shift_on_device(x, format, border, size, size, std::vector<std::int64_t>(5, top),
+                                                  std::vector<std::int64_t>(5, left)),
+                   y));
+      }
+  };
+  cropped(10, 12, 8, 1, 2);
+  cropped(9, 11, 8, 0, 2);   // 0.5 rounds to 0, 1.5 to 2
+  cropped(13, 15, 8, 2, 4);  // 2.5 to 2, 3.5 to 4
+  cropped(8, 8, 8, 0, 0);
+  cropped(6, 5, 8, -1, -1);  // of three pixels that lack, one is on top
+  cropped(5, 9, 8, -1, 0);
+}
+
 TEST_CASE("a flip mirrors the images whose draw is below p, and no others") {
   auto const numbers = numbered(64);
   SampleStream const stream{5, 1, numbers};
@@ -215,6 +241,7 @@ TEST_CASE("transforms refuse what they cannot do, and say what") {
   CHECK_THROWS_AS((void)RandomCrop{}(x, stream), ConfigError);
   CHECK_THROWS_AS((void)(RandomCrop{8, -1}(x, stream)), ConfigError);
   CHECK_THROWS_AS((void)RandomHorizontalFlip{1.5}(x, stream), ConfigError);
+  CHECK_THROWS_AS((void)CenterCrop{}(x, stream), ConfigError);
   CHECK_THROWS_AS((void)Cutout{}(x, stream), ConfigError);
   CHECK_THROWS_AS((void)Pad{-1}(x, stream), ConfigError);
   CHECK_THROWS_AS((Normalize{{0.5}, {0.0}}), ConfigError);

@@ -217,7 +217,7 @@ TEST_CASE("availability-aware: only those that are there, alike, and a shortage 
     if (client % 3 == 0)
       CHECK(seen[client] == 0);
     else
-      CHECK(std::abs(seen[client] - rounds / 2) < 4.5 * std::sqrt(rounds / 4));
+      CHECK(std::abs(seen[client] - 0.5 * rounds) < 4.5 * std::sqrt(0.25 * rounds));
   CHECK(told.empty());
 
   CHECK(sampler.sample(10'000, 12, 1) == Ids{0, 1});

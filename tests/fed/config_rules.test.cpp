@@ -11,6 +11,7 @@
 #include <string_view>
 #include <vector>
 
+#include "pardl/fed/any_robust_aggregator.hpp"
 #include "pardl/fed/config.hpp"
 #include "pardl/fed/config_keys.hpp"
 #include "support/golden.hpp"
@@ -214,7 +215,8 @@ TEST_CASE("a setting of a part that is switched off is not passed over in silenc
 TEST_CASE("robust rules need enough updates for the clients that may lie") {
   auto const robust = [](char const* rule, char const* liars) {
     return refusal({"aggregator.robust_rule", rule, "aggregator.byzantine_node_num", liars,
-                    "aggregator.BFT_args.trimmedmean_excluded_ratio", "0.25"});  // 20 updates a round
+                    "aggregator.BFT_args.trimmedmean_excluded_ratio", "0.45",
+                    "aggregator.BFT_args.normbounding_norm_bound", "1"});  // 20 updates a round
   };
   CHECK(robust("krum", "8").empty());
   CHECK(robust("krum", "9") ==
@@ -222,13 +224,75 @@ TEST_CASE("robust rules need enough updates for the clients that may lie") {
         "least 21, or lower aggregator.byzantine_node_num.");
   CHECK(robust("bulyan", "4").empty());
   CHECK(says(robust("bulyan", "5"), "sample at least 23"));
-  CHECK(robust("median", "9").empty());
-  CHECK(says(robust("median", "10"), "sample at least 21"));
-  CHECK(robust("trimmedmean", "9").empty());
+  for (char const* rule : {"median", "geometric_median", "trimmedmean"}) {
+    CHECK(robust(rule, "9").empty());
+    CHECK(says(robust(rule, "10"), "sample at least 21"));
+    CHECK(says(robust(rule, "9223372036854775807"), "may lie"));
+  }
   CHECK(says(robust("krum", "9223372036854775807"), "may lie"));
   CHECK(says(refusal({"aggregator.robust_rule", "krum", "aggregator.byzantine_node_num", "5",
                       "aggregator.BFT_args.krum_agg_num", "16"}),
              "more than the 15 updates"));
+  for (char const* rule : {"fedavg", "normbounding"}) CHECK(robust(rule, "21").empty());  // a warning says enough
+}
+
+TEST_CASE("a trimmed mean cuts off those that may lie and leaves something") {
+  auto const trimmed = [](char const* ratio, char const* liars) {
+    return refusal({"aggregator.robust_rule", "trimmedmean", "aggregator.byzantine_node_num", liars,
+                    "aggregator.BFT_args.trimmedmean_excluded_ratio", ratio});  // 20 updates a round
+  };
+  CHECK(trimmed("0", "0").empty());
+  CHECK(trimmed("0.25", "5").empty());
+  CHECK(trimmed("0.35", "7").empty());  // 0.35 * 20 is below 7 in floating point
+  CHECK(trimmed("0.25", "6") ==
+        "[config] aggregator.BFT_args.trimmedmean_excluded_ratio is 0.25, which cuts off 5 of a round's 20 updates at "
+        "each end, but 6 clients may lie; raise it, sample more, or lower aggregator.byzantine_node_num.");
+  CHECK(trimmed("0.4999999999999999", "9").empty());
+  CHECK(trimmed("0.5", "0") ==
+        "[config] command line: aggregator.BFT_args.trimmedmean_excluded_ratio is 0.5; it must be at least 0 and below "
+        "0.5, or -1 for 'not given'.");
+  Config config = job(20);
+  config.aggregator.robust_rule = "trimmedmean";
+  for (double const ratio : {0.5, 0.7, 1.0, std::numeric_limits<double>::quiet_NaN()}) {
+    config.aggregator.BFT_args.trimmedmean_excluded_ratio = ratio;
+    CHECK(says(pardl::testing::what_of<pardl::ConfigError>([&] { (void)resolve(config, {}); }),
+               "it must be at least 0 and below 0.5"));
+  }
+}
+
+TEST_CASE("a configuration is refused where the rule itself would refuse the round, and nowhere else") {
+  std::size_t refused = 0, taken = 0;
+  for (auto const& entry : pardl::fed::robust_aggregators)
+    for (std::int64_t updates = 1; updates <= 12; ++updates)
+      for (std::int64_t liars = 0; liars <= updates + 1; ++liars)
+        for (double const ratio : {0.0, 0.1, 0.25, 1.0 / 3, 0.49999999999999994})
+          for (std::int64_t const average : {1, 3}) {
+            Config config = job(updates);
+            config.aggregator = {
+                .robust_rule = std::string(entry.name),
+                .byzantine_node_num = liars,
+                .BFT_args = {
+                    .krum_agg_num = average, .trimmedmean_excluded_ratio = ratio, .normbounding_norm_bound = 1.0}};
+            auto const rule = pardl::fed::make_robust_aggregator(
+                entry.name, {.byzantine = liars, .krum_agg_num = average, .excluded_ratio = ratio, .norm_bound = 1.0});
+            auto const throws = [](auto&& call) { return !pardl::testing::what_of<pardl::ConfigError>(call).empty(); };
+            bool const by_rule = throws([&] { rule.check(static_cast<std::size_t>(updates)); });
+            bool const by_config = throws([&] { (void)resolve(config, {}); });
+            if (by_rule != by_config)
+              FAIL_CHECK(entry.name << ", " << updates << " updates, " << liars << " liars, ratio " << ratio
+                                    << ", average " << average);
+            ++(by_rule ? refused : taken);
+          }
+  CHECK(refused > 1000);
+  CHECK(taken > 1000);
+}
+
+TEST_CASE("every robust rule that can be made can be configured") {
+  for (auto const& entry : pardl::fed::robust_aggregators) {
+    Config config;
+    apply_overrides(config, Words{"aggregator.robust_rule", std::string(entry.name)});
+    CHECK(config.aggregator.robust_rule == entry.name);
+  }
 }
 
 // ---- what values must be to each other -----------------------------------------------------------------------------

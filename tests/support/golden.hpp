@@ -10,6 +10,7 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace pardl::testing {
@@ -31,12 +32,16 @@ struct GoldenRecord {
   }
 };
 
-/// \throws std::runtime_error for a file that is missing, or has not as many records as its last line says.
+/// \throws std::runtime_error for a file that is missing, or has not as many records as its last line says; it names
+/// the script of the file's own line `# Written by …; do not edit.`, if that can be read.
 [[nodiscard]] inline std::vector<GoldenRecord> golden(std::string const& name) {
   auto const path = std::filesystem::path(PARDL_TEST_DATA) / name;
   std::ifstream file(path);
   std::vector<GoldenRecord> records;
+  std::string writer = "the script that writes it";
+  constexpr std::string_view by = "# Written by ";
   for (std::string line; std::getline(file, line);) {
+    if (line.starts_with(by)) writer = line.substr(by.size(), line.find(';') - by.size());
     if (line.starts_with('#')) continue;
     GoldenRecord record;
     bool behind_colon = false;
@@ -51,8 +56,8 @@ struct GoldenRecord {
   }
   bool const counted = !records.empty() && records.back().words.size() == 2 && records.back().words[0] == "records";
   if (!counted || records.back().integer(1) != static_cast<std::int64_t>(records.size()) - 1)
-    throw std::runtime_error("golden vectors missing or truncated: " + path.string() +
-                             "; run tests/golden/generate.py");
+    throw std::runtime_error("golden vectors missing or truncated: " + path.string() + "; run " + writer +
+                             " in tests/golden");
   records.pop_back();
   return records;
 }

@@ -154,6 +154,31 @@ struct RandomCrop {
   }
 };
 
+/// The middle window of size × size; where the image is smaller, with black around it. The place is torchvision's:
+/// half the excess, a half rounded to even. \throws ConfigError if size < 1.
+struct CenterCrop {
+  std::int64_t size = 0;  ///< height and width of the result; must be given
+
+  [[nodiscard]] torch::Tensor operator()(torch::Tensor const& batch, SampleStream const& stream) const {
+    auto const [images, format] = detail::dense_images(batch, stream, "CenterCrop");
+    if (size < 1)
+      throw ConfigError(
+          sentence("data", "CenterCrop{.size = " + std::to_string(size) + "}", "the window has 1 pixel or more"));
+    auto const start = [this](std::int64_t length) {
+      auto const excess = length - size;
+      return excess < 0 ? -(-excess / 2) : excess / 2 + (excess % 4 == 3 ? 1 : 0);
+    };
+    auto const count = static_cast<std::size_t>(images.size(0));
+    std::vector<std::int64_t> const top(count, start(images.size(2))), left(count, start(images.size(3)));
+    auto const border = (std::max<std::int64_t>(0, size - std::min(images.size(2), images.size(3))) + 1) / 2;
+    if (!images.is_cpu()) return detail::shift_on_device(images, format, border, size, size, top, left);
+    auto out = detail::empty_images(images, size, size, format);
+    detail::shift_images(detail::pixel_rows(images, format), detail::bytes_of(images), detail::pixel_rows(out, format),
+                         detail::bytes_of_mutable(out), top, left);
+    return out;
+  }
+};
+
 /// Mirrors each image, left to right, with probability p. \throws ConfigError unless 0 ≤ p ≤ 1.
 struct RandomHorizontalFlip {
   double p = 0.5;
@@ -309,7 +334,8 @@ template <batch_transform First, batch_transform Second>
 }
 
 static_assert(batch_transform<RandomCrop> && batch_transform<RandomHorizontalFlip> && batch_transform<Cutout>);
-static_assert(batch_transform<Pad> && batch_transform<ToFloat> && batch_transform<Normalize>);
+static_assert(batch_transform<CenterCrop> && batch_transform<Pad> && batch_transform<ToFloat> &&
+              batch_transform<Normalize>);
 static_assert(batch_transform<Chain<RandomCrop, Normalize>>);
 
 }  // namespace pardl::inline PARDL_ABI

@@ -4,11 +4,13 @@
 #pragma once
 
 #include <array>
+#include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <span>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 #include <variant>
 
@@ -25,8 +27,10 @@ class any_robust_aggregator {
   using Choice = std::variant<Median, Krum, TrimmedMean, Bulyan, GeometricMedian, NormBounding>;
 
   any_robust_aggregator() = default;
-  any_robust_aggregator(Choice choice)  // NOLINT(google-explicit-constructor): a rule is a rule
-      : choice_(std::move(choice)) {}
+  template <class Rule>
+    requires std::constructible_from<Choice, Rule> && (!std::same_as<std::remove_cvref_t<Rule>, any_robust_aggregator>)
+  any_robust_aggregator(Rule rule)  // NOLINT(google-explicit-constructor): a rule is a rule
+      : choice_(std::move(rule)) {}
 
   void check(std::size_t n) const {
     std::visit([&](auto const& rule) { rule.check(n); }, choice_);

@@ -4,7 +4,8 @@
 ///
 /// A draw depends on (seed, round, client) and on nothing before it, so no generator's state is in it; a round that was
 /// cut short left no trace, since what it changes counts only once it is over. Layout: `model.NAME` (what Python reads
-/// with safetensors too), `server.K` (the server optimizer's numbers), `client.I` and `client.I.integers` (what client
+/// with safetensors too), `server.K` (the server optimizer's numbers), `numbers` (the server's of the local update,
+/// such as SCAFFOLD's control variate), `client.I` and `client.I.integers` (what client
 /// I keeps), `costs` (what the schedule has learned); in the metadata the round, the seed and the caller's own words.
 #pragma once
 
@@ -54,11 +55,14 @@ inline constexpr std::string_view checkpoint_format = "pardl federation 1";
   for (std::size_t s = 0; s < sizes.server_states; ++s)
     add("server." + std::to_string(s), io::TensorType::f32, {static_cast<std::int64_t>(sizes.shared)},
         memory.server_state.span(s * sizes.shared, sizes.shared));
+  if (sizes.server_numbers > 0)
+    add("numbers", io::TensorType::f32, {static_cast<std::int64_t>(sizes.server_numbers)},
+        memory.server_numbers.span());
   for (std::size_t client = 0; client < keeping.size(); ++client) {
     if (keeping[client] == 0) continue;
     auto const name = "client." + std::to_string(client);
-    add(name, io::TensorType::f32, {static_cast<std::int64_t>(sizes.local)},
-        memory.kept.span(client * sizes.local, sizes.local));
+    add(name, io::TensorType::f32, {static_cast<std::int64_t>(sizes.kept())},
+        memory.kept.span(client * sizes.kept(), sizes.kept()));
     if (!sizes.integers_shared)
       add(name + ".integers", io::TensorType::i64, {static_cast<std::int64_t>(sizes.integers)},
           memory.kept_integers.span(client * sizes.integers, sizes.integers));

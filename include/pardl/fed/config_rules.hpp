@@ -9,6 +9,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -16,6 +17,8 @@
 #include "pardl/fed/config.hpp"
 #include "pardl/fed/config_keys.hpp"
 #include "pardl/fed/detail/config_key.hpp"
+#include "pardl/fed/detail/config_value.hpp"
+#include "pardl/fed/robust_rules.hpp"
 #include "pardl/version.hpp"
 
 namespace pardl::inline PARDL_ABI::fed {
@@ -136,24 +139,37 @@ inline void warn_of_idle(Config const& config, Resolved& into) {
        "federate.online_aggr changes nothing: updates are added as they arrive wherever the rule allows it");
 }
 
-/// Of n updates a round, f may lie: Krum needs 2f + 2 < n, Bulyan 4f + 3 <= n, median and trimmed mean 2f < n.
+/// Of n updates a round, f may lie: what the rules' own check(n) says (fed/robust_rules.hpp), in the names of keys.
+/// Krum needs 2f + 2 < n, Bulyan 4f + 3 <= n, the medians and the trimmed mean 2f < n; a trimmed mean must also cut off
+/// at least f at each end. That its ratio is below 0.5 is the key's own rule, and then one update is always left.
 inline void check_robust(Config const& config, Resolved const& resolved) {
   std::int64_t const liars = config.aggregator.byzantine_node_num, updates = resolved.sampled;
   std::string const& rule = config.aggregator.robust_rule;
-  std::int64_t const needed = rule == "krum"                              ? 2 * liars + 3
-                              : rule == "bulyan"                          ? 4 * liars + 3
-                              : rule == "median" || rule == "trimmedmean" ? 2 * liars + 1
-                                                                          : 1;
-  if (liars > updates || updates < needed)  // the first also keeps the products from overflowing
+  if (rule == "fedavg" || rule == "normbounding") return;  // they do not ask how many may lie
+  std::int64_t const factor = rule == "bulyan" ? 4 : 2, more = rule == "krum" || rule == "bulyan" ? 3 : 1;
+  bool const possible = liars <= updates;  // else the product might overflow
+  if (!possible || updates < factor * liars + more)
     refuse("",
            "aggregator.robust_rule is " + rule + " against " + std::to_string(liars) +
                " clients that may lie, but a round has " + std::to_string(updates) + " updates",
-           "sample at least " + std::to_string(std::max(needed, liars)) + ", or lower aggregator.byzantine_node_num");
-  if (rule == "krum" && config.aggregator.BFT_args.krum_agg_num > updates - liars)
+           "sample " +
+               (possible ? "at least " + std::to_string(factor * liars + more) : "more than " + std::to_string(liars)) +
+               ", or lower aggregator.byzantine_node_num");
+  auto const& args = config.aggregator.BFT_args;
+  if (rule == "krum" && args.krum_agg_num > updates - liars)
     refuse("",
-           "aggregator.BFT_args.krum_agg_num is " + std::to_string(config.aggregator.BFT_args.krum_agg_num) +
-               ", more than the " + std::to_string(updates - liars) + " updates of a round that can be trusted",
+           "aggregator.BFT_args.krum_agg_num is " + std::to_string(args.krum_agg_num) + ", more than the " +
+               std::to_string(updates - liars) + " updates of a round that can be trusted",
            "lower it");
+  if (rule != "trimmedmean") return;
+  TrimmedMean const mean{.excluded_ratio = args.trimmedmean_excluded_ratio, .byzantine = liars};
+  auto const cut = static_cast<std::int64_t>(mean.excluded(static_cast<std::size_t>(updates)));
+  if (cut < liars)
+    refuse("",
+           "aggregator.BFT_args.trimmedmean_excluded_ratio is " + real_text(args.trimmedmean_excluded_ratio) +
+               ", which cuts off " + std::to_string(cut) + " of a round's " + std::to_string(updates) +
+               " updates at each end, but " + std::to_string(liars) + " clients may lie",
+           "raise it, sample more, or lower aggregator.byzantine_node_num");
 }
 
 }  // namespace config_detail

@@ -7,8 +7,8 @@
 /// workers, any schedule and any order of merging give the same bits, and what was added can be taken back.
 ///
 /// The price: 8 bytes a number and accumulator (one per worker), one pass of 4 bytes read and 8 read and written per
-/// update (6.6 million numbers: about 10 ms on a CPU core), and values must lie within ±2^15 (or 4096 times what they
-/// started from). The rounding is 2^-48 of an update's share of the weight: a float32 of 0.01 is 2^17 times coarser.
+/// update (6.6 million numbers: about 10 ms on a CPU core), and values must lie within ±2^20 (or 4096 times what they
+/// started from). The rounding is 2^-43 of an update's share of the weight: a float32 of 0.01 is 2^12 times coarser.
 #pragma once
 
 #include <ATen/Functions.h>
@@ -46,8 +46,8 @@ class FixedPoint {
  public:
   FixedPoint() : FixedPoint(1) {}
   /// \param most     at least the sum of all weights of the round
-  /// \param largest  of the magnitudes that the values started from; they may grow 4096 times beyond it, or to 2^15
-  /// \throws ConfigError unless both are finite and `most` is positive.
+  /// \param largest  of the magnitudes that the values started from; they may grow 4096 times beyond it, or to 2^20
+  /// (batch norm's variances) \throws ConfigError unless both are finite and `most` is positive.
   explicit FixedPoint(double most, double largest = 0) {
     if (!(most > 0) || !std::isfinite(most))
       throw ConfigError(sentence("fed", "a round whose weights add up to " + std::to_string(most),
@@ -57,7 +57,7 @@ class FixedPoint {
     int weight_bits = 0, value_bits = 0;
     if (std::frexp(most, &weight_bits) == 0.5) --weight_bits;  // a power of two needs no bit more
     (void)std::frexp(largest, &value_bits);
-    value_bits = std::clamp(value_bits + 12, 15, 120);
+    value_bits = std::clamp(value_bits + 12, 20, 120);
     limit_ = std::ldexp(1.0F, value_bits);
     scale_ = std::ldexp(1.0, 62 - value_bits - weight_bits);
   }

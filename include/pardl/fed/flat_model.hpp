@@ -28,8 +28,10 @@ namespace pardl::inline PARDL_ABI::fed {
 
 /// What becomes of buffers that training changes, above all the running statistics of batch norm.
 enum class BufferPolicy {
-  average,      ///< averaged as weights are, integers take the largest: one global model, whole by itself
-  client_local  ///< each client keeps its own (FedBN, FederatedScope); one that never trained has the first ones
+  average,       ///< averaged as weights are, integers take the largest: one global model, whole by itself
+  client_local,  ///< each client keeps its own (FedBN, FederatedScope); one that never trained has the first ones
+  recalibrate    ///< averaged, then batch norm's statistics are measured anew with the new weights, on
+                 ///< RunnerOptions::calibration: averaged ones suit no single model
 };
 
 /// Which tensors travel. Parameters that do not require gradients never change, so they never travel.
@@ -69,12 +71,27 @@ class FlatModel {
   [[nodiscard]] torch::Tensor local() const { return values_.narrow(0, shared_, values_.numel() - shared_); }
   /// Integer buffers, int64 [I]; they follow the buffers' policy.
   [[nodiscard]] torch::Tensor const& integers() const noexcept { return integers_; }
-  [[nodiscard]] bool shares_integers() const noexcept { return buffers_ == BufferPolicy::average; }
+  [[nodiscard]] bool shares_integers() const noexcept { return buffers_ != BufferPolicy::client_local; }
 
   /// The parameters to train, shared ones first.
   [[nodiscard]] std::vector<torch::Tensor> const& parameters() const noexcept { return parameters_; }
   /// Parameters among the shared numbers: the first so many; averaged buffers follow.
   [[nodiscard]] std::int64_t shared_parameters() const noexcept { return shared_parameters_; }
+  [[nodiscard]] bool is_shared_parameter(std::size_t p) const { return places_[place_of_[p]].begin < shared_; }
+  /// Parameter p as it lies in another row of the shared numbers, or of the shared parameters alone.
+  [[nodiscard]] torch::Tensor parameter_in(torch::Tensor const& row, std::size_t p) const {
+    auto const& parameter = parameters_[p];
+    return row.as_strided(parameter.sizes(), parameter.strides(), row.storage_offset() + places_[place_of_[p]].begin);
+  }
+  /// visit(parameter, gradient, p) for each shared parameter that has a gradient, outside autograd.
+  template <class Visit>
+  void each_shared_gradient(Visit&& visit) const {
+    torch::NoGradGuard const no_grad;
+    for (std::size_t p = 0; p < parameters_.size(); ++p) {
+      torch::Tensor parameter = parameters_[p];
+      if (is_shared_parameter(p) && parameter.grad().defined()) visit(parameter, parameter.mutable_grad(), p);
+    }
+  }
   [[nodiscard]] torch::Device device() const { return values_.device(); }
 
   /// All floating-point tensors in order, and all integer ones: names and places for messages and checkpoints.
@@ -100,6 +117,7 @@ class FlatModel {
   torch::Tensor values_, integers_;
   std::vector<torch::Tensor> parameters_;
   std::vector<Place> places_, integer_places_;
+  std::vector<std::size_t> place_of_;  // of each parameter, among places_
 };
 
 template <module_like M>
@@ -117,7 +135,7 @@ FlatModel::FlatModel(M& module, Sharing const& sharing) : buffers_(sharing.buffe
     bool const keep = sharing.keep_local && sharing.keep_local(item.key());
     (keep ? local : shared).push_back({item.key(), item.value(), true});
   }
-  auto& buffers = sharing.buffers == BufferPolicy::average ? shared : local;
+  auto& buffers = sharing.buffers == BufferPolicy::client_local ? local : shared;
   for (auto const& item : net.named_buffers()) {
     if (!is_new(item.value())) continue;
     bool const number = at::isFloatingType(item.value().scalar_type());
@@ -156,7 +174,8 @@ inline void FlatModel::lay_out(std::vector<Item> shared, std::vector<Item> local
 
   values_ = torch::empty({all}, torch::dtype(torch::kFloat).device(device));
   integers_ = torch::empty({counts}, torch::dtype(torch::kLong).device(device));
-  auto const move_in = [&](Item& item, torch::Tensor const& row, Place const& place) {
+  auto const move_in = [&](Item& item, torch::Tensor const& row, std::vector<Place> const& places, std::size_t at) {
+    auto const& place = places[at];
     auto view = row.narrow(0, place.begin, place.size)
                     .as_strided(item.tensor.sizes(), item.tensor.strides(), row.storage_offset() + place.begin);
     view.copy_(item.tensor);
@@ -164,14 +183,15 @@ inline void FlatModel::lay_out(std::vector<Item> shared, std::vector<Item> local
     if (!item.is_parameter) return;
     item.tensor.mutable_grad().reset();
     parameters_.push_back(item.tensor);
+    place_of_.push_back(at);
   };
-  auto place = places_.begin();
+  std::size_t place = 0;
   for (auto& item : shared) {
     if (item.is_parameter) shared_parameters_ += item.tensor.numel();
-    move_in(item, values_, *place++);
+    move_in(item, values_, places_, place++);
   }
-  for (auto& item : local) move_in(item, values_, *place++);
-  for (std::size_t i = 0; i < integers.size(); ++i) move_in(integers[i], integers_, integer_places_[i]);
+  for (auto& item : local) move_in(item, values_, places_, place++);
+  for (std::size_t i = 0; i < integers.size(); ++i) move_in(integers[i], integers_, integer_places_, i);
 }
 
 }  // namespace pardl::inline PARDL_ABI::fed

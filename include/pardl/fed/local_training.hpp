@@ -6,7 +6,6 @@
 #include <ATen/Functions.h>
 #include <torch/types.h>
 
-#include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <numeric>
@@ -16,58 +15,20 @@
 #include <utility>
 #include <vector>
 
-#include "pardl/data/dataset.hpp"
 #include "pardl/fed/batch_plan.hpp"
-#include "pardl/fed/draws.hpp"
+#include "pardl/fed/client_task.hpp"  // IWYU pragma: export
 #include "pardl/fed/flat_model.hpp"
+#include "pardl/fed/local_terms.hpp"  // IWYU pragma: export
 #include "pardl/fed/tally.hpp"
 #include "pardl/policy/any_lr_schedule.hpp"
 #include "pardl/policy/error.hpp"
 #include "pardl/train/autocast.hpp"
 #include "pardl/train/clipped_step.hpp"
+#include "pardl/train/low_rank.hpp"
 #include "pardl/train/optim.hpp"
 #include "pardl/version.hpp"
 
 namespace pardl::inline PARDL_ABI::fed {
-
-namespace purpose {
-inline constexpr std::uint32_t batches = 30;   ///< the order of a client's samples
-inline constexpr std::uint32_t training = 31;  ///< LibTorch's generators: dropout, and what else a module draws
-}  // namespace purpose
-
-/// One client of one round, on the model of the worker that trains it. The model holds the global weights and, where
-/// clients keep something, the client's own; what it holds afterwards is the client's update.
-template <class Net, class Batches>
-struct ClientTask {
-  Net& net;                ///< in training mode, without gradients; LibTorch's generators are seeded for this task
-  FlatModel const& model;  ///< the same numbers as one row
-  torch::Tensor global;    ///< the shared numbers as the round began with them, [S], on the CPU; not to be written
-  Batches const& batch;    ///< batch(rows) -> Batch: some of the client's samples, transformed, on the worker's device
-  std::int64_t samples;    ///< how many the client has
-  std::int64_t client = 0, round = 0;
-  std::uint64_t seed = 0;
-
-  [[nodiscard]] Draws draws(std::uint32_t purpose) const {
-    return Draws(seed, static_cast<std::uint64_t>(round), static_cast<std::uint64_t>(client), purpose);
-  }
-};
-
-/// What came of it.
-struct LocalResult {
-  std::int64_t samples = 0;  ///< processed, a sample once for each epoch: what FederatedScope weights by
-  std::int64_t batches = 0;
-  Tally tally;  ///< losses and right answers over those samples
-};
-
-/// How a client is trained: `processed(samples)` says beforehand how many samples that will process (its weight in the
-/// mean and its cost in the schedule), `loss()` is the loss for evaluation, and calling it with a ClientTask trains. It
-/// is copied into each worker, so what must outlive a task belongs to the client's model. Models: LocalTraining.
-template <class L, class Net>
-concept local_update =
-    std::copy_constructible<L> && requires(L const& local, std::int64_t samples, torch::Tensor const& t) {
-      { local.processed(samples) } -> std::convertible_to<std::int64_t>;
-      { local.loss()(t, t) } -> std::convertible_to<torch::Tensor>;
-    };
 
 /// The mean over a batch. The default of LocalTraining.
 struct CrossEntropy {
@@ -89,33 +50,11 @@ struct MakeSGD {
   }
 };
 
-/// What is added to the gradients of each optimizer step, before clipping. `term(task)` writes into the gradients of
-/// task.model.parameters(). The default of LocalTraining adds nothing.
-struct NoTerm {
-  template <class Task>
-  void operator()(Task const&) const {}
-};
-
-/// FedProx: the gradient of mu/2 · ‖w - w_global‖² over the shared parameters; mu 0 adds nothing, bit for bit.
-/// \paper Li et al., "Federated optimization in heterogeneous networks", MLSys 2020.
-struct Proximal {
-  double mu = 0;
-
-  template <class Task>
-  void operator()(Task const& task) const {
-    if (mu == 0) return;
-    torch::NoGradGuard const no_grad;
-    for (std::size_t p = 0; p < task.model.parameters().size(); ++p) {
-      auto const& place = task.model.places()[p];
-      if (place.begin >= task.model.shared_parameters()) break;
-      torch::Tensor parameter = task.model.parameters()[p];
-      auto& gradient = parameter.mutable_grad();
-      if (!gradient.defined()) continue;
-      auto const start = task.global.narrow(0, place.begin, place.size).to(parameter.device());
-      gradient.add_(
-          parameter.detach() - start.as_strided(parameter.sizes(), parameter.strides(), start.storage_offset()), mu);
-    }
-  }
+/// What of the model learns.
+enum class Trained {
+  all,
+  shared,  ///< the parameters that travel; those that a client keeps stay as they are (a FedRep body)
+  kept     ///< the other way round (a FedRep head)
 };
 
 struct LocalTrainingOptions {
@@ -124,9 +63,12 @@ struct LocalTrainingOptions {
   double max_grad_norm = 0;                     ///< gradients are clipped to this norm; 0: not at all
   std::optional<any_lr_schedule> schedule{};    ///< factor on the rate for each optimizer step of a round
   std::optional<torch::ScalarType> autocast{};  ///< kBFloat16 computes in mixed precision
+  Trained trained = Trained::all;               ///< the parameters that learn
+  bool low_rank = true;  ///< weight gradients of pardl::linear stay factors where the step can use them so
 };
 
-/// Local training as FederatedScope's trainer does it. Models local_update.
+/// Local training as FederatedScope's trainer does it. Models local_update. What a strategy adds is its Term: NoTerm is
+/// FedAvg, Proximal FedProx, ControlVariates SCAFFOLD, Normalised FedNova.
 /// \paper McMahan et al., AISTATS 2017 (FedAvg's ClientUpdate).
 template <class Loss = CrossEntropy, class MakeOptimizer = MakeSGD, class Term = NoTerm>
 class LocalTraining {
@@ -147,14 +89,28 @@ class LocalTraining {
   /// The same loss, for evaluation.
   [[nodiscard]] Loss const& loss() const noexcept { return loss_; }
 
-  /// \throws Error for a loss that is not finite.
+  [[nodiscard]] std::int64_t client_numbers(FlatModel const& model) const {
+    return detail::client_numbers(term_, model);
+  }
+  [[nodiscard]] std::int64_t server_numbers(FlatModel const& model) const {
+    return detail::server_numbers(term_, model);
+  }
+
+  /// \throws ConfigError where nothing is left to train, or the term does not suit the optimizer.
   template <class Net, class Batches>
   LocalResult operator()(ClientTask<Net, Batches> const& task) const {
+    static_assert(local_term<Term, ClientTask<Net, Batches>>,
+                  "pardl::fed::LocalTraining's term is begun with each task and returns something with active(), "
+                  "gradients() and finish(trace, result); take NoTerm, Proximal, ControlVariates or Normalised, or "
+                  "write one like them.");
     auto const plan = plan_batches(options_.batches, task.samples);
-    auto optimizer = make_(task.model.parameters());
-    double const rate = learning_rate(optimizer);
+    Learning const learning(task.model, options_.trained);
+    auto optimizer = make_(learning.parameters());
+    auto term = term_.begin(task);
+    auto trace = trace_of(optimizer);
     LocalResult result;
     result.tally = Tally(task.model.device());
+    LowRankGradients low_rank;
     auto order = task.draws(purpose::batches);
     std::vector<std::int64_t> rows(static_cast<std::size_t>(task.samples));
     std::int64_t done = 0;
@@ -169,20 +125,62 @@ class LocalTraining {
         result.tally.add(loss.detach(), outputs.detach(), targets);
         bool const steps = (done + 1) % options_.batches.accumulate == 0;
         (options_.batches.accumulate > 1 ? loss / options_.batches.accumulate : loss).backward();
+        if (!options_.low_rank || term.active()) low_rank.materialize();
         if (!steps) continue;
         if (options_.schedule)
-          set_learning_rate(optimizer, rate * (*options_.schedule)((done + 1) / options_.batches.accumulate - 1));
-        term_(task);
-        clip_and_step(optimizer, options_.max_grad_norm);
+          set_learning_rate(optimizer, trace.rate * (*options_.schedule)((done + 1) / options_.batches.accumulate - 1));
+        trace.rates.push_back(learning_rate(optimizer));
+        term.gradients();
+        clip_and_step(optimizer, options_.max_grad_norm, low_rank);
         optimizer.zero_grad();
       }
     }
+    low_rank.clear();
     result.batches = done;
     result.samples = result.tally.samples();
+    term.finish(trace, result);
     return result;
   }
 
  private:
+  /// The parameters that learn; the others need no gradients until it goes.
+  class Learning {
+   public:
+    Learning(FlatModel const& model, Trained trained) {
+      for (std::size_t p = 0; p < model.parameters().size(); ++p) {
+        bool const shared = model.is_shared_parameter(p);
+        bool const learns = trained == Trained::all || (trained == Trained::shared) == shared;
+        (learns ? learning_ : resting_).push_back(model.parameters()[p]);
+      }
+      if (learning_.empty())
+        throw ConfigError(sentence("fed", "a training of the parameters that clients keep, and they keep none",
+                                   "name some in Sharing::keep_local"));
+      for (auto& parameter : resting_) parameter.requires_grad_(false);
+    }
+    Learning(Learning&&) = delete;
+    ~Learning() {
+      for (auto& parameter : resting_) parameter.requires_grad_(true);
+    }
+    [[nodiscard]] std::vector<torch::Tensor> const& parameters() const noexcept { return learning_; }
+
+   private:
+    std::vector<torch::Tensor> learning_, resting_;
+  };
+
+  template <class Optimizer>
+  static LocalTrace trace_of(Optimizer& optimizer) {
+    LocalTrace trace;
+    trace.rate = learning_rate(optimizer);
+    if constexpr (requires { optimizer.options().momentum; }) {
+      auto const& options = optimizer.options();
+      trace.momentum = options.momentum;
+      trace.dampening = options.dampening;
+      trace.weight_decay = options.weight_decay;
+      trace.nesterov = options.nesterov;
+    }
+    return trace;
+  }
+
   template <class Task>
   std::pair<torch::Tensor, torch::Tensor> forward(Task const& task, torch::Tensor const& inputs,
                                                   torch::Tensor const& targets) const {

@@ -216,7 +216,8 @@ struct PictureLayout {
 
   svg += words(layout.legend_left, Layout::top + 10, " font-size=\"13\"", "class");
   for (std::size_t i = 0; i < entries.size(); ++i) {
-    double const x = layout.legend_left + layout.legend_column * static_cast<double>(i / layout.legend_rows);
+    std::size_t const column = i / layout.legend_rows;
+    double const x = layout.legend_left + layout.legend_column * static_cast<double>(column);
     double const y = Layout::top + Layout::row * static_cast<double>(1 + i % layout.legend_rows);
     svg += "<rect class=\"key\" x=\"" + px(x) + "\" y=\"" + px(y) + "\" width=\"12.00\" height=\"12.00\" fill=\"" +
            entries[i].colour + "\"/>\n";

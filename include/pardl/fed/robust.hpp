@@ -57,7 +57,7 @@ class Updates {
                "weights are positive and finite");
   }
   /// Updates that count alike.
-  Updates(std::span<float const> start, std::vector<std::span<float const>> rows)
+  Updates(std::span<float const> start, std::vector<std::span<float const>> const& rows)
       : Updates(start, rows, std::vector<double>(rows.size(), 1.0)) {}
 
   [[nodiscard]] std::size_t size() const noexcept { return rows_.size(); }     ///< n

@@ -173,7 +173,7 @@ struct Bulyan {
   void combine(Updates const& updates, Plan const& plan, std::size_t begin, std::span<double> result) const {
     std::vector<std::span<float const>> selected;
     for (auto const& term : plan.terms) selected.push_back(updates.row(term.row));
-    Updates const chosen(updates.start(), std::move(selected));
+    Updates const chosen(updates.start(), selected);
     std::size_t const cut = 2 * static_cast<std::size_t>(byzantine), kept = chosen.size() - cut;
     detail::Tile<float> tile(chosen.size());
     std::vector<double> medians(tile.most());

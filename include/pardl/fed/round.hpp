@@ -6,12 +6,16 @@
 #include <torch/types.h>
 
 #include <chrono>
+#include <cmath>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "pardl/fed/any_robust_aggregator.hpp"
 #include "pardl/fed/flat_model.hpp"
+#include "pardl/fed/screening.hpp"
 #include "pardl/version.hpp"
 
 namespace pardl::inline PARDL_ABI::fed {
@@ -36,11 +40,19 @@ struct RunnerOptions {
   Sharing sharing{};       ///< which tensors travel
   Weighting weighting = Weighting::samples;
   OnFailure on_client_failure = OnFailure::stop;
-  OnFailure on_worker_death = OnFailure::stop;  ///< after its clients were tried once more
-  std::chrono::milliseconds worker_timeout{0};  ///< a worker that is at one client for longer is killed; 0: never
-  std::int64_t evaluation_batch_size = 250;     ///< samples of one client per forward
+  OnFailure on_worker_death = OnFailure::stop;    ///< after its clients were tried once more
+  Screening screening{};                          ///< updates that fail it fail as clients
+  std::optional<any_robust_aggregator> robust{};  ///< in place of the mean; all updates of a round are then held
+  std::vector<std::int64_t> calibration{};        ///< samples of the data, for BufferPolicy::recalibrate
+  std::chrono::milliseconds worker_timeout{0};    ///< a worker that is at one client for longer is killed; 0: never
+  std::int64_t evaluation_batch_size = 250;       ///< samples of one client per forward
   std::function<void(std::int64_t done, std::int64_t all)>
       on_clients{};  ///< told of clients done, a few times a second
+
+  /// Whether each update is looked at before it counts, beyond what a mean itself refuses.
+  [[nodiscard]] bool looks_at_norms() const {
+    return robust || std::isfinite(screening.most_norm) || std::isfinite(screening.most_medians);
+  }
 };
 
 /// One client in one round.
@@ -51,7 +63,8 @@ struct ClientReport {
   std::int64_t correct = 0, answers = 0;  ///< right answers while it trained, of so many
   double loss = 0;                        ///< sum over samples while it trained
   double seconds = 0;
-  std::string failure;  ///< why it was left out; empty: it counts
+  std::optional<double> norm{};  ///< of its change, where updates are screened or a robust rule sees them
+  std::string failure;           ///< why it was left out; empty: it counts
 };
 
 /// One round.
@@ -72,5 +85,11 @@ struct ClientEvaluation {
 
 /// Which of a client's samples.
 enum class Part { train, val, test };
+
+/// Which model is evaluated on a client's samples.
+enum class View {
+  personal,  ///< the global one with what the client keeps: its own parameters and buffers, Ditto's own model
+  global     ///< the global one as a client gets it that was never trained
+};
 
 }  // namespace pardl::inline PARDL_ABI::fed

@@ -15,6 +15,7 @@
 
 #include <torch/types.h>
 
+#include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
@@ -49,7 +50,7 @@ namespace pardl::inline PARDL_ABI::fed {
 /// \tparam Data       a dataset of all clients' samples; \tparam Transform  batches on their way into the model
 /// \tparam Local      LocalTraining, or another local_update; \tparam Server  a server_optimizer
 template <module_like Net, dataset Data, class Local, server_optimizer Server = Average,
-          batch_transform Transform = NoTransform>
+          batch_transform Transform = NoTransform, batch_transform EvaluationTransform = Transform>
 class Runner {
   static_assert(local_update<Local, Net>,
                 "pardl::fed::Runner trains clients with a local update: processed(samples) -> int64, loss(), and "
@@ -62,6 +63,12 @@ class Runner {
   /// numbers of samples that `data` does not have.
   Runner(Net net, Data data, ClientShares shares, Local local, Server server, RunnerOptions options,
          Transform transform = {})
+    requires std::same_as<Transform, EvaluationTransform>
+      : Runner(std::move(net), std::move(data), std::move(shares), std::move(local), std::move(server),
+               std::move(options), transform, transform) {}
+  /// With a transform of its own for samples that are only looked at: without what is random.
+  Runner(Net net, Data data, ClientShares shares, Local local, Server server, RunnerOptions options,
+         Transform transform, EvaluationTransform evaluation_transform)
       : options_(std::move(options)), net_(std::move(net)), shares_(std::move(shares)), local_(std::move(local)) {
     detail::check(options_);
     detail::check(shares_, data.size());
@@ -70,18 +77,37 @@ class Runner {
       throw ConfigError(
           sentence("fed", "a server optimizer that keeps " + std::to_string(server.states()) + " numbers a weight",
                    "4 are the most"));
+    for (std::int64_t const index : options_.calibration)
+      if (index < 0 || index >= data.size())
+        throw ConfigError(sentence(
+            "fed",
+            "a calibration on sample " + std::to_string(index) + " of a dataset of " + std::to_string(data.size()),
+            "samples are numbered from 0"));
+    if (!options_.calibration.empty() && !detail::Recalibration(net_).any())
+      throw ConfigError(sentence("fed", "a calibration of a model without batch norm", "average its buffers"));
     io::keep_memory();
     FlatModel model(net_, options_.sharing);
-    memory_.emplace(detail::RoundMemory::Sizes{.workers = static_cast<std::size_t>(options_.workers),
-                                               .clients = shares_.size(),
-                                               .shared = static_cast<std::size_t>(model.shared().numel()),
-                                               .local = static_cast<std::size_t>(model.local().numel()),
-                                               .integers = static_cast<std::size_t>(model.integers().numel()),
-                                               .integers_shared = model.shares_integers(),
-                                               .server_states = server.states()},
-                    model);
-    worker_.emplace(net_, std::move(model), std::move(data), std::move(transform), local_, std::move(server), shares_,
-                    *memory_, options_);
+    if (options_.robust && detail::server_numbers(local_, model) > 0)
+      throw ConfigError(sentence("fed", "a robust rule over a local update whose server keeps numbers (SCAFFOLD)",
+                                 "take the mean: a liar could set those numbers as it likes"));
+    memory_.emplace(
+        detail::RoundMemory::Sizes{.workers = static_cast<std::size_t>(options_.workers),
+                                   .clients = shares_.size(),
+                                   .shared = static_cast<std::size_t>(model.shared().numel()),
+                                   .local = static_cast<std::size_t>(model.local().numel()),
+                                   .integers = static_cast<std::size_t>(model.integers().numel()),
+                                   .integers_shared = model.shares_integers(),
+                                   .server_states = server.states(),
+                                   .client_numbers = static_cast<std::size_t>(detail::client_numbers(local_, model)),
+                                   .server_numbers = static_cast<std::size_t>(detail::server_numbers(local_, model)),
+                                   .partials = options_.robust
+                                                   ? Blocks(static_cast<std::size_t>(model.shared().numel())).count() *
+                                                         options_.robust->sums(shares_.size())
+                                                   : 0,
+                                   .rows = options_.robust.has_value()},
+        model);
+    worker_.emplace(net_, std::move(model), std::move(data), std::move(transform), std::move(evaluation_transform),
+                    local_, std::move(server), shares_, *memory_, options_);
     coordinator_.emplace(*memory_, options_, [this](int which, detail::Phase phase) { worker_->serve(which, phase); });
   }
   Runner(Runner&&) = delete;
@@ -108,14 +134,16 @@ class Runner {
     return train(sample_clients(sampler, round_, clients(), options_.seed));
   }
 
-  /// The present global model, with what each client keeps, on a part of each client's samples; clients that have none
-  /// there are left out. By ascending id. \throws Error for a client that fails, or a worker that dies twice.
-  [[nodiscard]] std::vector<ClientEvaluation> evaluate(Part part) {
+  /// The present global model, with what each client keeps or without it, on a part of each client's samples; clients
+  /// that have none there are left out. By ascending id. \throws Error for a client that fails, or a worker that dies
+  /// twice.
+  [[nodiscard]] std::vector<ClientEvaluation> evaluate(Part part, View view = View::personal) {
     std::vector<std::int64_t> all(clients());
     std::iota(all.begin(), all.end(), std::int64_t{0});
-    return evaluate(part, std::move(all));
+    return evaluate(part, std::move(all), view);
   }
-  [[nodiscard]] std::vector<ClientEvaluation> evaluate(Part part, std::vector<std::int64_t> clients) {
+  [[nodiscard]] std::vector<ClientEvaluation> evaluate(Part part, std::vector<std::int64_t> clients,
+                                                       View view = View::personal) {
     auto const phase = part == Part::train ? detail::Phase::evaluate_train
                        : part == Part::val ? detail::Phase::evaluate_val
                                            : detail::Phase::evaluate_test;
@@ -129,7 +157,7 @@ class Runner {
                                                             : shares.test)
                                            .size());
     });
-    return coordinator_->evaluate(phase, round_, std::move(clients), std::move(samples));
+    return coordinator_->evaluate(phase, view, round_, std::move(clients), std::move(samples));
   }
 
   /// The federation between two rounds, whole, with the caller's own words beside it; appears at once or not at all.
@@ -175,7 +203,7 @@ class Runner {
   Local local_;
   std::int64_t round_ = 0;
   std::optional<detail::RoundMemory> memory_;
-  std::optional<detail::RoundWorker<Net, Data, Local, Server, Transform>> worker_;
+  std::optional<detail::RoundWorker<Net, Data, Local, Server, Transform, EvaluationTransform>> worker_;
   std::optional<detail::Coordinator> coordinator_;  // last: its workers see all of the above
 };
 

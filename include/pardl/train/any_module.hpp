@@ -38,6 +38,8 @@ class any_module {
   [[nodiscard]] std::vector<torch::Tensor> buffers() const { return module_->buffers(); }
   [[nodiscard]] auto named_parameters() const { return module_->named_parameters(); }
   [[nodiscard]] auto named_buffers() const { return module_->named_buffers(); }
+  /// All parts, itself among them.
+  [[nodiscard]] auto modules() const { return module_->modules(); }
   void train(bool on = true) { module_->train(on); }
   void eval() { module_->eval(); }
   [[nodiscard]] bool is_training() const { return module_->is_training(); }

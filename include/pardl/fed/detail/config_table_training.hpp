@@ -145,9 +145,10 @@ inline std::span<Key const> training_keys() {
       {"fedprox.mu", [](Config& c) -> Field { return &c.fedprox.mu; }, at_least(0), "its weight"},
 
       {"aggregator.robust_rule", [](Config& c) -> Field { return &c.aggregator.robust_rule; },
-       one_of("fedavg krum median trimmedmean bulyan normbounding"), "how updates become one"},
+       one_of("fedavg krum median trimmedmean bulyan normbounding geometric_median"),
+       "how updates become one; geometric_median, the point of the least distances to them, is pardl's own"},
       {"aggregator.byzantine_node_num", [](Config& c) -> Field { return &c.aggregator.byzantine_node_num; },
-       at_least(0), "clients that may lie (krum, bulyan)"},
+       at_least(0), "clients that may lie (all rules but fedavg and normbounding)"},
       {"aggregator.BFT_args.krum_agg_num", [](Config& c) -> Field { return &c.aggregator.BFT_args.krum_agg_num; },
        at_least(1), "updates that krum averages; more than 1 is multi-Krum", added},
       {"aggregator.BFT_args.trimmedmean_excluded_ratio",

@@ -10,17 +10,20 @@
 #include <cstdint>
 #include <functional>
 #include <numeric>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "pardl/fed/clients.hpp"
+#include "pardl/fed/detail/robust_round.hpp"
 #include "pardl/fed/detail/round_memory.hpp"
 #include "pardl/fed/detail/worker_pool.hpp"
 #include "pardl/fed/fixed_point_sum.hpp"
 #include "pardl/fed/round.hpp"
 #include "pardl/fed/schedule.hpp"
+#include "pardl/fed/screening.hpp"
 #include "pardl/policy/error.hpp"
 #include "pardl/version.hpp"
 
@@ -42,6 +45,15 @@ inline void check(RunnerOptions const& options) {
   require(options.evaluation_batch_size >= 1,
           "an evaluation batch size of " + std::to_string(options.evaluation_batch_size), "give 1 or more");
   require(options.worker_timeout.count() >= 0, "a negative worker timeout", "0 waits for ever");
+  options.screening.check();
+  require(std::isinf(options.screening.most_medians) || options.robust,
+          "updates screened for medians of a round's norms, which are known when all updates are there, over a mean "
+          "that takes them one at a time",
+          "choose a robust rule too: NormBounding without a bound is the mean");
+  bool const calibrates = options.sharing.buffers == BufferPolicy::recalibrate;
+  require(calibrates != options.calibration.empty(),
+          calibrates ? "buffers to be recalibrated on no samples" : "samples for a calibration that nothing asks for",
+          "BufferPolicy::recalibrate and RunnerOptions::calibration go together");
 }
 
 /// \throws ConfigError for no clients; DataError for one without training samples, or with a sample that is not there.
@@ -98,13 +110,20 @@ class Coordinator {
     desk.most_weight = most;
     RoundReport report;
     report.round = round;
+    desk.number_units = memory_.number_scale(static_cast<std::int64_t>(clients.size())).units(1);
     run_tasks(Phase::train, clients, samples, training_costs_, report.warnings);
     auto const trained = std::chrono::steady_clock::now();
+    screen_together();
     read(report, std::chrono::duration<double>(trained - start).count());
+    double stretch = 0, weight = 0;
     desk.total_units = 0;
-    for (std::size_t task = 0; task < clients.size(); ++task)
-      if (auto const& outcome = memory_.outcomes[task]; outcome.state == TaskState::done)
+    for (std::size_t task = 0; task < clients.size(); ++task)  // by client: one order, whatever the workers' was
+      if (auto const& outcome = memory_.outcomes[task]; outcome.state == TaskState::done) {
         desk.total_units += outcome.units;
+        stretch += outcome.weight * (outcome.stretch - 1);
+        weight += outcome.weight;
+      }
+    desk.stretch = stretch == 0 ? 1 : 1 + stretch / weight;
     auto const failed =
         std::ranges::find_if(report.clients, [](auto const& client) { return !client.failure.empty(); });
     bool const nobody = desk.total_units == 0;
@@ -116,20 +135,19 @@ class Coordinator {
                        " failed: " + failed->failure,
                    nobody ? "no client of this round is left" : "mend it, or let on_client_failure leave it out"));
     }
-    if (auto const deaths = run(Phase::finish); !deaths.empty())
-      throw Error(sentence("fed",
-                           "round " + std::to_string(round) + ": worker " + std::to_string(deaths.front().worker) +
-                               " " + deaths.front().death + " while it made the global model",
-                           "go on from the last checkpoint"));
+    survey();
+    finish(Phase::finish);
+    if (options_.sharing.buffers == BufferPolicy::recalibrate) finish(Phase::recalibrate);
     report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     return report;
   }
 
-  std::vector<ClientEvaluation> evaluate(Phase phase, std::int64_t round, std::vector<std::int64_t> clients,
+  std::vector<ClientEvaluation> evaluate(Phase phase, View view, std::int64_t round, std::vector<std::int64_t> clients,
                                          std::vector<std::int64_t> samples) {
     std::vector<ClientEvaluation> found;
     if (clients.empty()) return found;
     memory_.desk().round = round;
+    memory_.desk().personal = view == View::personal;
     std::vector<std::string> warnings;
     run_tasks(phase, clients, samples, evaluation_costs_, warnings);
     for (std::size_t task = 0; task < clients.size(); ++task) {
@@ -151,6 +169,51 @@ class Coordinator {
  private:
   using Deaths = std::vector<WorkerPool::Event>;
 
+  /// The second look (screening.hpp), at all norms of a round.
+  void screen_together() {
+    if (std::isinf(options_.screening.most_medians)) return;
+    std::vector<double> norms;
+    std::vector<std::size_t> tasks;
+    for (std::size_t task = 0; task < static_cast<std::size_t>(memory_.desk().tasks); ++task)
+      if (memory_.outcomes[task].state == TaskState::done) {
+        norms.push_back(memory_.outcomes[task].norm);
+        tasks.push_back(task);
+      }
+    auto const reasons = screen_norms(norms, options_.screening);
+    for (std::size_t i = 0; i < tasks.size(); ++i)
+      if (reasons[i]) memory_.outcomes[tasks[i]].fail("its update is screened out: " + *reasons[i]);
+  }
+
+  /// All passes of a robust rule.
+  void survey() {
+    memory_.desk().passes = 0;
+    if (!options_.robust) return;
+    std::optional<RobustRound> round;
+    try {
+      round.emplace(*options_.robust, memory_);
+    } catch (...) {
+      forget_sums();
+      throw;
+    }
+    while (!round->ready()) {
+      finish(Phase::survey);
+      round->decide();
+      memory_.desk().passes = round->passes();
+    }
+  }
+
+  /// A phase that makes the global model. \throws Error where a worker dies over it.
+  void finish(Phase phase) {
+    auto const deaths = run(phase);
+    if (deaths.empty()) return;
+    forget_sums();
+    throw Error(sentence("fed",
+                         "round " + std::to_string(memory_.desk().round) + ": worker " +
+                             std::to_string(deaths.front().worker) + " " + deaths.front().death +
+                             " while it made the global model",
+                         "go on from the last checkpoint"));
+  }
+
   /// Lets all workers do it; returns those that died over it.
   Deaths run(Phase phase) {
     for (int worker = 0; worker < pool_.size(); ++worker) pool_.send(worker, static_cast<WorkerPool::Command>(phase));
@@ -160,8 +223,8 @@ class Coordinator {
     };
     std::vector<Sign> signs(static_cast<std::size_t>(pool_.size()), Sign{-1, std::chrono::steady_clock::now()});
     auto const look = [&] {
-      if (options_.on_clients && phase != Phase::finish) options_.on_clients(done(), memory_.desk().tasks);
-      if (options_.worker_timeout.count() == 0) return;
+      if (options_.on_clients && phase < Phase::survey) options_.on_clients(done(), memory_.desk().tasks);
+      if (options_.worker_timeout.count() == 0 || phase >= Phase::survey) return;
       auto const now = std::chrono::steady_clock::now();
       for (int worker = 0; worker < pool_.size(); ++worker) {
         auto& sign = signs[static_cast<std::size_t>(worker)];
@@ -239,7 +302,8 @@ class Coordinator {
     outcome.client = client;
     outcome.worker = -1;
     outcome.samples = outcome.batches = outcome.correct = outcome.answers = 0;
-    outcome.units = outcome.loss = outcome.seconds = 0;
+    outcome.weight = outcome.units = outcome.loss = outcome.seconds = outcome.norm = 0;
+    outcome.stretch = 1;
     outcome.message[0] = 0;
     outcome.state = TaskState::open;
   }
@@ -261,6 +325,7 @@ class Coordinator {
     auto const& sizes = memory_.sizes();
     auto const w = static_cast<std::size_t>(worker);
     std::ranges::fill(memory_.sums.span(w * sizes.shared, sizes.shared), 0);
+    std::ranges::fill(memory_.number_sums.span(w * sizes.server_numbers, sizes.server_numbers), 0);
     std::ranges::fill(memory_.most_integers.span(w * sizes.integers, sizes.integers), RoundMemory::nothing);
   }
   void forget_sums() {
@@ -280,6 +345,7 @@ class Coordinator {
                                 .answers = outcome.answers,
                                 .loss = outcome.loss,
                                 .seconds = outcome.seconds,
+                                .norm = options_.looks_at_norms() ? std::optional(outcome.norm) : std::nullopt,
                                 .failure = outcome.state == TaskState::done ? "" : outcome.message});
     }
     report.idle_share = std::max(0.0, 1 - busy / (seconds * options_.workers));

@@ -31,7 +31,9 @@ enum class Phase : std::uint8_t {
   evaluate_train,  ///< the queued clients' samples of that part
   evaluate_val,
   evaluate_test,
-  finish  ///< the own slice of the mean, the server's step, and what clients keep
+  survey,      ///< the own part of a robust rule's pass
+  finish,      ///< the own slice of the mean, the server's step, and what clients keep
+  recalibrate  ///< the first worker: batch norm's statistics of the new global model
 };
 
 enum class TaskState : std::uint8_t { open, done, failed };
@@ -41,7 +43,9 @@ struct Outcome {
   std::atomic<TaskState> state;
   std::int32_t worker;
   std::int64_t client, samples, batches, correct, answers;
-  double units, loss, seconds;
+  double weight, units, loss, seconds;
+  double stretch;     ///< LocalResult::stretch
+  double norm;        ///< of the change of the shared numbers, where somebody asks for it
   char message[320];  ///< why it failed
 
   void fail(std::string_view why) {
@@ -56,8 +60,12 @@ struct Outcome {
 struct Desk {
   std::int64_t round;  ///< from 0
   std::int64_t tasks;
-  double most_weight;  ///< bounds the sum of the weights
-  double total_units;  ///< of the accepted clients, once they are known
+  double most_weight;   ///< bounds the sum of the weights
+  double total_units;   ///< of the accepted clients, once they are known
+  double stretch;       ///< their mean stretch
+  double number_units;  ///< of one client's change of the server's numbers
+  int passes;           ///< of a robust rule, done in this round
+  bool personal;        ///< whether clients are evaluated with what they keep
 };
 
 class RoundMemory {
@@ -67,6 +75,11 @@ class RoundMemory {
     std::size_t shared, local, integers;  ///< numbers of the model
     bool integers_shared;
     std::size_t server_states;
+    std::size_t client_numbers, server_numbers;  ///< of the local update
+    std::size_t partials;                        ///< of a robust rule, per pass
+    bool rows;                                   ///< whether updates are kept whole until the round ends
+    /// What a client keeps: its part of the model, then the local update's numbers.
+    [[nodiscard]] std::size_t kept() const noexcept { return local + client_numbers; }
   };
 
   /// The model as it is becomes the first global one, and its local part what every client starts with.
@@ -76,8 +89,13 @@ class RoundMemory {
         server_state(sizes.shared * sizes.server_states),
         sums(sizes.shared * sizes.workers),
         most_integers(sizes.integers * sizes.workers),
-        kept(sizes.local * sizes.clients),
-        staged(sizes.local * sizes.clients),
+        server_numbers(sizes.server_numbers),
+        number_sums(sizes.server_numbers * sizes.workers),
+        largest_number(sizes.workers),
+        rows(sizes.rows ? sizes.shared * sizes.clients : 0),
+        partials(2 * sizes.partials),
+        kept(sizes.kept() * sizes.clients),
+        staged(sizes.kept() * sizes.clients),
         kept_integers(sizes.integers_shared ? 0 : sizes.integers * sizes.clients),
         staged_integers(sizes.integers_shared ? 0 : sizes.integers * sizes.clients),
         has_kept(sizes.clients),
@@ -105,7 +123,7 @@ class RoundMemory {
 
   [[nodiscard]] Sizes const& sizes() const noexcept { return sizes_; }
   [[nodiscard]] Desk& desk() const noexcept { return desk_[0]; }
-  [[nodiscard]] bool keeps() const noexcept { return sizes_.local > 0 || kept_integers.size() > 0; }
+  [[nodiscard]] bool keeps() const noexcept { return sizes_.kept() > 0 || kept_integers.size() > 0; }
 
   /// Copies the shared tensors into a module that has them under the same names.
   template <module_like M>
@@ -128,21 +146,38 @@ class RoundMemory {
 
   /// How this round's updates become integers.
   [[nodiscard]] FixedPoint scale() const { return FixedPoint(desk().most_weight, std::ranges::max(largest.span())); }
-  /// \param part  of `global` that `worker` has just written
-  void note_largest(std::size_t worker, std::span<float const> part) {
-    for (float const value : part) largest[worker] = std::max(largest[worker], std::abs(value));
+  /// Likewise for the changes of the server's numbers, of which each client's counts once.
+  [[nodiscard]] FixedPoint number_scale(std::int64_t clients) const {
+    return FixedPoint(static_cast<double>(clients), std::ranges::max(largest_number.span()));
+  }
+  /// \param part  of `global`, or of the server's numbers, that a worker has just written
+  static void note_largest(float& largest, std::span<float const> part) {
+    for (float const value : part) largest = std::max(largest, std::abs(value));
   }
 
-  /// After all of `global` was written from outside.
+  /// After all of `global` and the server's numbers were written from outside.
   void look_for_largest() {
     std::ranges::fill(largest.span(), 0.0F);
-    note_largest(0, global.span());
+    note_largest(largest[0], global.span());
+    std::ranges::fill(largest_number.span(), 0.0F);
+    note_largest(largest_number[0], server_numbers.span());
   }
 
   /// What a client keeps, or what it starts with.
   [[nodiscard]] std::span<float const> local_of(std::size_t client) const {
     if (has_kept[client] == 0) return first_local;
-    return kept.span(client * sizes_.local, sizes_.local);
+    return kept.span(client * sizes_.kept(), sizes_.local);
+  }
+  /// What the local update keeps for a client that was trained.
+  [[nodiscard]] std::span<float> numbers_of(std::size_t client) const {
+    return kept.span(client * sizes_.kept() + sizes_.local, sizes_.client_numbers);
+  }
+  /// The same places for the client of a task of this round, until it ends well.
+  [[nodiscard]] std::span<float> staged_local(std::size_t task) const {
+    return staged.span(task * sizes_.kept(), sizes_.local);
+  }
+  [[nodiscard]] std::span<float> staged_numbers(std::size_t task) const {
+    return staged.span(task * sizes_.kept() + sizes_.local, sizes_.client_numbers);
   }
   [[nodiscard]] std::span<std::int64_t const> integers_of(std::size_t client) const {
     if (sizes_.integers_shared) return global_integers.span();
@@ -168,8 +203,13 @@ class RoundMemory {
   SharedArray<float> server_state;          // [states][S]
   SharedArray<std::int64_t> sums;           // [workers][S]
   SharedArray<std::int64_t> most_integers;  // [workers][I]
-  SharedArray<float> kept, staged;          // [clients][L]: of the last round, and of this one until it ends well
-  SharedArray<std::int64_t> kept_integers, staged_integers;  // [clients][I]
+  SharedArray<float> server_numbers;        // [E], of the local update
+  SharedArray<std::int64_t> number_sums;    // [workers][E], of their changes
+  SharedArray<float> largest_number;        // magnitude in each worker's slice of server_numbers
+  SharedArray<float> rows;                  // [tasks][S], whole updates for a robust rule
+  SharedArray<double> partials;             // of its passes: two halves
+  SharedArray<float> kept, staged;          // [clients][L + K], [tasks][L + K]: since the last round, and of this one
+  SharedArray<std::int64_t> kept_integers, staged_integers;  // [clients][I], [tasks][I]
   SharedArray<std::uint8_t> has_kept;                        // [clients]
   SharedArray<Outcome> outcomes;                             // by position in the round
   SharedArray<std::atomic<std::int64_t>> current;            // the client that each worker is at, plus 1; 0: none

@@ -23,13 +23,18 @@
 
 #include "pardl/data/dataset.hpp"
 #include "pardl/data/sample_stream.hpp"
+#include "pardl/fed/client_task.hpp"
 #include "pardl/fed/clients.hpp"
+#include "pardl/fed/detail/client_samples.hpp"
+#include "pardl/fed/detail/recalibration.hpp"
+#include "pardl/fed/detail/robust_round.hpp"
+#include "pardl/fed/detail/round_finish.hpp"
 #include "pardl/fed/detail/round_memory.hpp"
 #include "pardl/fed/draws.hpp"
 #include "pardl/fed/fixed_point_sum.hpp"
 #include "pardl/fed/flat_model.hpp"
-#include "pardl/fed/local_training.hpp"
 #include "pardl/fed/round.hpp"
+#include "pardl/fed/screening.hpp"
 #include "pardl/fed/server_optimizer.hpp"
 #include "pardl/fed/tally.hpp"
 #include "pardl/policy/error.hpp"
@@ -47,58 +52,30 @@ inline void seed_generators(torch::Device device, std::uint64_t seed) {
   if (!device.is_cpu()) plant(at::globalContext().defaultGenerator(device));
 }
 
-/// The samples of one client, gathered once and transformed batch by batch.
-template <class Data, class Transform>
-class ClientSamples {
- public:
-  ClientSamples(Data const& data, std::vector<std::int64_t> const& indices, Transform const& transform,
-                torch::Device device, std::uint64_t seed, std::int64_t round)
-      : indices_(indices), transform_(transform), seed_(seed), round_(round) {
-    auto [inputs, targets] = data.batch(indices);
-    samples_ = {inputs.to(device, /*non_blocking=*/true), targets.to(device, /*non_blocking=*/true)};
-  }
-
-  /// Rows of the client's samples, in the `pass`-th pass over them.
-  [[nodiscard]] Batch operator()(std::span<std::int64_t const> rows, std::int64_t pass) const {
-    numbers_.resize(rows.size());
-    std::ranges::transform(rows, numbers_.begin(),
-                           [this](std::int64_t row) { return indices_[static_cast<std::size_t>(row)]; });
-    SampleStream const stream{seed_, round_ * passes_in_round + pass, numbers_};
-    return {transform_(pardl::detail::gather_rows(samples_.inputs, rows), stream),
-            pardl::detail::gather_rows(samples_.targets, rows)};
-  }
-
- private:
-  static constexpr std::int64_t passes_in_round = 4096;  // a stream's epoch has 32 bits
-
-  std::vector<std::int64_t> const& indices_;
-  Transform const& transform_;
-  std::uint64_t seed_;
-  std::int64_t round_;
-  Batch samples_;
-  mutable std::vector<std::int64_t> numbers_;
-};
-
-template <class Net, class Data, class Local, class Server, class Transform>
+template <class Net, class Data, class Local, class Server, class Transform, class EvaluationTransform>
 class RoundWorker {
  public:
-  RoundWorker(Net& net, FlatModel model, Data data, Transform transform, Local local, Server server,
-              ClientShares const& shares, RoundMemory& memory, RunnerOptions const& options)
+  RoundWorker(Net& net, FlatModel model, Data data, Transform transform, EvaluationTransform evaluation_transform,
+              Local local, Server server, ClientShares const& shares, RoundMemory& memory, RunnerOptions const& options)
       : net_(net),
         model_(std::move(model)),
         data_(std::move(data)),
         transform_(std::move(transform)),
+        evaluation_transform_(std::move(evaluation_transform)),
         local_(std::move(local)),
         server_(std::move(server)),
         shares_(shares),
         memory_(memory),
-        options_(options) {}
+        options_(options),
+        gatherer_(data_) {}
 
   void serve(int which, Phase phase) {
     auto const worker = static_cast<std::size_t>(which);
     Guest const guest(!options_.processes ? device(worker) : std::optional<torch::Device>{});
     if (at::get_num_threads() != options_.threads_per_worker) at::set_num_threads(options_.threads_per_worker);
+    if (phase == Phase::survey) return survey(worker);
     if (phase == Phase::finish) return finish(worker);
+    if (phase == Phase::recalibrate) return recalibrate(worker);
     bool const training = phase == Phase::train;
     if (auto const broken = begin(worker, training)) {  // every task of this worker fails alike
       for (std::optional<std::uint32_t> task; (task = memory_.queues.take(worker));)
@@ -112,7 +89,7 @@ class RoundWorker {
       auto const start = std::chrono::steady_clock::now();
       try {
         if (training)
-          train(worker, outcome);
+          train(worker, *task);
         else
           evaluate(part_of(phase, static_cast<std::size_t>(outcome.client)), outcome);
       } catch (c10::Error const& error) {
@@ -217,54 +194,96 @@ class RoundWorker {
     return torch::from_blob(memory_.global.data(), {static_cast<std::int64_t>(memory_.sizes().shared)}, torch::kFloat);
   }
 
-  void load_client(std::size_t client) {
-    copy_in(model_.local(), memory_.local_of(client));
-    copy_in(model_.integers(), memory_.integers_of(client));
+  template <class Number>
+  static torch::Tensor as_tensor(std::span<Number> numbers) {
+    return torch::from_blob(numbers.data(), {static_cast<std::int64_t>(numbers.size())},
+                            torch::dtype(c10::CppTypeToScalarType<Number>::value));
   }
 
-  void train(std::size_t worker, Outcome& outcome) {
+  void train(std::size_t worker, std::uint32_t task) {
+    auto& outcome = memory_.outcomes[task];
     auto const client = static_cast<std::size_t>(outcome.client);
     auto const& indices = shares_[client].train;
     auto const round = memory_.desk().round;
-    ClientSamples<Data, Transform> const samples(data_, indices, transform_, model_.device(), options_.seed, round);
+    ClientSamples<Transform> const samples(gatherer_.gather(outcome.client, indices), indices, transform_,
+                                           model_.device(), options_.seed, round);
+    if (auto const next = memory_.queues.peek(worker)) {
+      auto const coming = memory_.outcomes[*next].client;
+      gatherer_.expect(coming, shares_[static_cast<std::size_t>(coming)].train);
+    }
+    bool const first = memory_.has_kept[client] == 0;
+    auto const numbers = memory_.staged_numbers(task);
     {
       torch::NoGradGuard const no_grad;
       model_.shared().copy_(global_row());
-      load_client(client);
+      copy_in(model_.local(), memory_.local_of(client));
+      copy_in(model_.integers(), memory_.integers_of(client));
       for (auto const& parameter : model_.parameters()) parameter.mutable_grad().reset();
+      if (first)
+        std::ranges::fill(numbers, 0.0F);
+      else
+        std::ranges::copy(memory_.numbers_of(client), numbers.begin());
+      if (memory_.sizes().server_numbers > 0 && !change_.defined())
+        change_ = torch::zeros({static_cast<std::int64_t>(memory_.sizes().server_numbers)});
+      else if (change_.defined())
+        change_.zero_();
     }
     seed_generators(model_.device(), fold(options_.seed, static_cast<std::uint64_t>(round), client, purpose::training));
     pardl::detail::contained(net_).train();
     auto const result =
-        local_(ClientTask<Net, ClientSamples<Data, Transform>>{.net = net_,
-                                                               .model = model_,
-                                                               .global = global_row(),
-                                                               .batch = samples,
-                                                               .samples = static_cast<std::int64_t>(indices.size()),
-                                                               .client = outcome.client,
-                                                               .round = round,
-                                                               .seed = options_.seed});
+        local_(ClientTask<Net, ClientSamples<Transform>>{.net = net_,
+                                                         .model = model_,
+                                                         .global = global_row(),
+                                                         .batch = samples,
+                                                         .samples = static_cast<std::int64_t>(indices.size()),
+                                                         .client = outcome.client,
+                                                         .round = round,
+                                                         .seed = options_.seed,
+                                                         .kept = as_tensor(numbers),
+                                                         .first = first,
+                                                         .server = as_tensor(memory_.server_numbers.span()),
+                                                         .change = change_});
     outcome.samples = result.samples;
     outcome.batches = result.batches;
     outcome.correct = result.tally.correct();
     outcome.answers = result.tally.answers();
     outcome.loss = result.tally.loss();
+    outcome.stretch = result.stretch;
+    outcome.weight = options_.weighting == Weighting::uniform ? 1.0 : static_cast<double>(result.samples);
     if (!std::isfinite(outcome.loss)) return outcome.fail("its training loss is " + std::to_string(outcome.loss));
+    if (auto const bad = std::ranges::find_if_not(numbers, [](float x) { return std::isfinite(x); });
+        bad != numbers.end())
+      return outcome.fail("number " + std::to_string(bad - numbers.begin()) + " of what it keeps is " +
+                          std::to_string(*bad));
+    hand_in(worker, task, outcome);
+  }
 
-    double const weight = options_.weighting == Weighting::uniform ? 1.0 : static_cast<double>(result.samples);
-    auto const scale = memory_.scale();
-    FixedPointSum host(torch::from_blob(memory_.sums.data() + worker * memory_.sizes().shared,
-                                        {static_cast<std::int64_t>(memory_.sizes().shared)}, torch::kLong),
-                       scale);
-    auto& sum = device_sum_ ? *device_sum_ : host;
-    if (auto const bad = sum.accumulate(model_.shared(), weight))
-      return outcome.fail("its update cannot be added: " + model_.name_of(*bad) + " is " +
-                          std::to_string(model_.shared()[*bad].item<float>()));
-    outcome.units = scale.units(weight);
+  /// Lets an update count, if it can: adds it to this worker's sums, or puts it down whole for a robust rule.
+  void hand_in(std::size_t worker, std::size_t task, Outcome& outcome) {
+    torch::NoGradGuard const no_grad;
     auto const& sizes = memory_.sizes();
-    copy_out(model_.local(), memory_.staged.span(client * sizes.local, sizes.local));
+    if (options_.looks_at_norms() && !screened(task, outcome)) return;
+    if (sizes.server_numbers > 0) {
+      FixedPointSum changes(as_tensor(memory_.number_sums.span(worker * sizes.server_numbers, sizes.server_numbers)),
+                            memory_.number_scale(memory_.desk().tasks));
+      if (auto const bad = changes.accumulate(change_, 1))
+        return outcome.fail("its change of the server's number " + std::to_string(*bad) + " is " +
+                            std::to_string(change_[*bad].item<float>()));
+    }
+    auto const scale = memory_.scale();
+    if (!sizes.rows) {
+      FixedPointSum host(as_tensor(memory_.sums.span(worker * sizes.shared, sizes.shared)), scale);
+      auto& sum = device_sum_ ? *device_sum_ : host;
+      if (auto const bad = sum.accumulate(model_.shared(), outcome.weight)) {
+        take_back_change(worker);
+        return outcome.fail("its update cannot be added: " + model_.name_of(*bad) + " is " +
+                            std::to_string(model_.shared()[*bad].item<float>()));
+      }
+    }
+    outcome.units = scale.units(outcome.weight);
+    copy_out(model_.local(), memory_.staged_local(task));
     if (!sizes.integers_shared)
-      copy_out(model_.integers(), memory_.staged_integers.span(client * sizes.integers, sizes.integers));
+      copy_out(model_.integers(), memory_.staged_integers.span(task * sizes.integers, sizes.integers));
     else if (sizes.integers > 0) {
       auto const here = model_.integers().cpu();
       auto const most = memory_.most_integers.span(worker * sizes.integers, sizes.integers);
@@ -273,17 +292,37 @@ class RoundWorker {
     }
   }
 
+  /// The first look (screening.hpp), at a row on the CPU: the one that a robust rule will see, where there is one.
+  bool screened(std::size_t task, Outcome& outcome) {
+    auto const& sizes = memory_.sizes();
+    torch::Tensor row;
+    if (sizes.rows)
+      row = as_tensor(memory_.rows.span(task * sizes.shared, sizes.shared)).copy_(model_.shared());
+    else
+      row = model_.shared().cpu();
+    auto const look = screen(memory_.global.span(), {row.const_data_ptr<float>(), sizes.shared}, options_.screening,
+                             [this](std::size_t at) { return model_.name_of(static_cast<std::int64_t>(at)); });
+    outcome.norm = look.norm;
+    if (look.reason) outcome.fail("its update is screened out: " + *look.reason);
+    return !look.reason;
+  }
+
+  void take_back_change(std::size_t worker) {
+    auto const& sizes = memory_.sizes();
+    if (sizes.server_numbers == 0) return;
+    auto const scale = memory_.number_scale(memory_.desk().tasks);
+    (void)fixed_point::add(memory_.number_sums.span(worker * sizes.server_numbers, sizes.server_numbers),
+                           {change_.const_data_ptr<float>(), sizes.server_numbers}, -scale.units(1), scale.limit());
+  }
+
   void evaluate(std::vector<std::int64_t> const& indices, Outcome& outcome) {
     torch::NoGradGuard const no_grad;
-    if (memory_.keeps()) load_client(static_cast<std::size_t>(outcome.client));
+    load_view(static_cast<std::size_t>(outcome.client));
     Tally tally(model_.device());
     auto const size = static_cast<std::size_t>(options_.evaluation_batch_size);
     for (std::size_t begin = 0; begin < indices.size(); begin += size) {
       auto const part = std::span(indices).subspan(begin, std::min(size, indices.size() - begin));
-      auto const [inputs, raw_targets] = data_.batch(part);
-      auto const targets = raw_targets.to(model_.device(), /*non_blocking=*/true);
-      auto const outputs = pardl::detail::contained(net_).forward(
-          transform_(inputs.to(model_.device(), /*non_blocking=*/true), SampleStream{options_.seed, 0, part}));
+      auto const [outputs, targets] = forward(part);
       tally.add(local_.loss()(outputs, targets), outputs, targets);
     }
     outcome.samples = tally.samples();
@@ -292,78 +331,81 @@ class RoundWorker {
     outcome.loss = tally.loss();
   }
 
+  /// The model that a client is evaluated with; begin() has put the global weights there.
+  void load_view(std::size_t client) {
+    if (!memory_.keeps()) return;
+    bool const personal = memory_.desk().personal;
+    if (memory_.sizes().client_numbers > 0) model_.shared().copy_(global_row());  // the client before had its own
+    copy_in(model_.local(), personal ? memory_.local_of(client) : std::span<float const>(memory_.first_local));
+    copy_in(model_.integers(), personal || memory_.sizes().integers_shared
+                                   ? memory_.integers_of(client)
+                                   : std::span<std::int64_t const>(memory_.first_integers));
+    if (personal && memory_.has_kept[client] != 0) load_personal(local_, model_, as_tensor(memory_.numbers_of(client)));
+  }
+
+  /// Samples through the model as it is, not augmented by any round.
+  [[nodiscard]] std::pair<torch::Tensor, torch::Tensor> forward(std::span<std::int64_t const> indices) {
+    auto const [inputs, targets] = data_.batch(indices);
+    return {pardl::detail::contained(net_).forward(evaluation_transform_(
+                inputs.to(model_.device(), /*non_blocking=*/true), SampleStream{options_.seed, 0, indices})),
+            targets.to(model_.device(), /*non_blocking=*/true)};
+  }
+
   void store_device_sum(std::size_t worker) {
     torch::NoGradGuard const no_grad;
     copy_out(device_sum_->tensor(), memory_.sums.span(worker * memory_.sizes().shared, memory_.sizes().shared));
   }
 
-  /// This worker's slice of the model: the mean over all accumulators, the server's step, accumulators back to zero.
-  void finish(std::size_t worker) {
-    auto const& sizes = memory_.sizes();
-    auto const parameters = static_cast<std::size_t>(model_.shared_parameters());
-    auto const total = memory_.desk().total_units;
-    memory_.largest[worker] = 0;
-    constexpr std::size_t block = 4096;
-    std::array<std::int64_t, block> sum;
-    std::array<double, block> mean;
-    auto const blocks = (sizes.shared + block - 1) / block;
-    auto const end = std::min(sizes.shared, blocks * (worker + 1) / sizes.workers * block);
-    for (std::size_t at = blocks * worker / sizes.workers * block; at < end;) {
-      // Averaged buffers lie behind the parameters; the optimizer is for parameters.
-      auto const stop = at < parameters ? std::min(parameters, end) : end;
-      auto const size = std::min(block, stop - at);
-      std::fill_n(sum.begin(), size, 0);
-      for (std::size_t other = 0; other < sizes.workers; ++other) {
-        auto const part = memory_.sums.span(other * sizes.shared + at, size);
-        for (std::size_t i = 0; i < size; ++i) sum[i] += part[i];
-        std::ranges::fill(part, 0);
-      }
-      for (std::size_t i = 0; i < size; ++i) mean[i] = static_cast<double>(sum[i]) / total;
-      auto const weights = memory_.global.span(at, size);
-      std::span<double const> const means(mean.data(), size);
-      if (at < parameters) {
-        std::array<std::span<float>, most_server_states> state;
-        for (std::size_t s = 0; s < sizes.server_states; ++s)
-          state[s] = memory_.server_state.span(s * sizes.shared + at, size);
-        server_.apply(weights, means, std::span(state).first(sizes.server_states), memory_.desk().round + 1);
-      } else {
-        Average{}.apply(weights, means, {}, 0);
-      }
-      memory_.note_largest(worker, weights);
-      at += size;
-    }
-    for (auto task = worker; task < static_cast<std::size_t>(memory_.desk().tasks); task += sizes.workers)
-      if (auto const& outcome = memory_.outcomes[task]; outcome.state == TaskState::done)
-        keep(static_cast<std::size_t>(outcome.client));
-    if (worker == 0 && sizes.integers_shared)
-      for (std::size_t i = 0; i < sizes.integers; ++i)
-        for (std::size_t other = 0; other < sizes.workers; ++other) {
-          auto& most = memory_.most_integers[other * sizes.integers + i];
-          memory_.global_integers[i] = std::max(memory_.global_integers[i], most);
-          most = RoundMemory::nothing;
-        }
+  /// The coordinator's plan, made here once more: the same numbers, the same plan.
+  void survey(std::size_t worker) {
+    if (memory_.desk().passes == 0) robust_.emplace(*options_.robust, memory_);
+    if (robust_->passes() < memory_.desk().passes) robust_->decide();
+    robust_->survey(worker);
   }
 
-  void keep(std::size_t client) {
-    if (!memory_.keeps()) return;
-    auto const& sizes = memory_.sizes();
-    std::ranges::copy(memory_.staged.span(client * sizes.local, sizes.local),
-                      memory_.kept.data() + client * sizes.local);
-    if (!sizes.integers_shared)
-      std::ranges::copy(memory_.staged_integers.span(client * sizes.integers, sizes.integers),
-                        memory_.kept_integers.data() + client * sizes.integers);
-    memory_.has_kept[client] = 1;
+  void finish(std::size_t worker) {
+    if (memory_.sizes().rows) {
+      if (memory_.desk().passes == 0) robust_.emplace(*options_.robust, memory_);
+      if (robust_->passes() < memory_.desk().passes) robust_->decide();
+    }
+    RoundFinish<Server>(memory_, server_, static_cast<std::size_t>(model_.shared_parameters()),
+                        robust_ ? &*robust_ : nullptr, worker)();
+    robust_.reset();
+  }
+
+  void recalibrate(std::size_t worker) {
+    if (worker != 0) return;
+    torch::NoGradGuard const no_grad;
+    if (auto const broken = begin(worker, false)) throw Error(*broken);
+    copy_in(model_.integers(), memory_.integers_of(0));
+    {
+      Recalibration const measuring(net_);
+      auto const all = std::span<std::int64_t const>(options_.calibration);
+      auto const size = static_cast<std::size_t>(options_.evaluation_batch_size);
+      for (std::size_t at = 0; at < all.size(); at += size)
+        (void)forward(all.subspan(at, std::min(size, all.size() - at)));
+    }
+    auto const parameters = model_.shared_parameters();
+    auto const buffers = memory_.global.span(static_cast<std::size_t>(parameters),
+                                             memory_.sizes().shared - static_cast<std::size_t>(parameters));
+    copy_out(model_.shared().narrow(0, parameters, static_cast<std::int64_t>(buffers.size())), buffers);
+    copy_out(model_.integers(), memory_.global_integers.span());
+    RoundMemory::note_largest(memory_.largest[0], buffers);
   }
 
   Net& net_;
   FlatModel model_;
   Data data_;
   Transform transform_;
+  EvaluationTransform evaluation_transform_;
   Local local_;
   Server server_;
   ClientShares const& shares_;
   RoundMemory& memory_;
   RunnerOptions const& options_;
+  Gatherer<Data> gatherer_;
+  torch::Tensor change_;                     // of the server's numbers, by the client at hand
+  std::optional<RobustRound> robust_;        // of the round at hand
   std::optional<FixedPointSum> device_sum_;  // on a GPU the accumulator is there, and comes to memory_ once a round
 };
 

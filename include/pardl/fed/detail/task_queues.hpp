@@ -29,6 +29,13 @@ class TaskQueues {
     ranges_[worker].store(pack(0, static_cast<std::uint32_t>(tasks.size())));
   }
 
+  /// What `worker` takes next unless another takes it first; none where its own queue is empty.
+  [[nodiscard]] std::optional<std::uint32_t> peek(std::size_t worker) const {
+    auto const range = ranges_[worker].load();
+    if (begin(range) == end(range)) return std::nullopt;
+    return tasks_[worker * most_ + begin(range)];
+  }
+
   /// The next task of `worker`; none when every queue is empty.
   [[nodiscard]] std::optional<std::uint32_t> take(std::size_t worker) {
     auto& own = ranges_[worker];
