@@ -136,31 +136,31 @@ PopulationFigures run_population(PopulationOptions const& o, Local local) {
   fed::Runner runner(net, *std::move(images), std::move(shares), std::move(local), fed::Average{},
                      {.workers = o.workers}, pardl::Normalize{{0.5}, {0.5}});
   RoundLog log;
-  std::vector<double> all, within;
-  double sampling = 0;
+  std::vector<double> all, logging;
   fed::Uniform const sampler{.count = o.sampled};
   for (std::int64_t round = 0; round <= o.rounds; ++round) {
-    auto const seconds_of_round = seconds([&] {
+    double logged = 0;
+    double const whole = seconds([&] {
       auto const report = runner.train(sampler);
       if (report.clients.size() != static_cast<std::size_t>(o.sampled))
         throw std::logic_error("a round of another number of clients than asked for");
-      within.push_back(report.seconds);
-      log.write(report);
+      logged = seconds([&] { log.write(report); });
     });
-    if (round > 0) all.push_back(seconds_of_round);
+    if (round > 0) {
+      all.push_back(whole);
+      logging.push_back(logged);
+    }
     if constexpr (!std::is_same_v<Local, Nudge>)  // it would walk through all pages and leave caches cold
       figures.most_mib = std::max(figures.most_mib, proportional_mib());
-    sampling += seconds([&] { (void)fed::sample_clients(sampler, round, runner.clients(), 0); });
   }
   figures.round_seconds = median(all);
   double const per_client = 1e6 / static_cast<double>(o.sampled);
   figures.us_per_client = figures.round_seconds * o.workers * per_client;
-  if constexpr (std::is_same_v<Local, Nudge>)
-    std::fprintf(
-        stderr,
-        "population, %d workers: of %.1f us a client of %.1f us between start and end of a round, sampling %.1f us\n",
-        o.workers, figures.round_seconds * per_client, median(within) * per_client,
-        sampling / static_cast<double>(o.rounds + 1) * per_client);
+  if constexpr (std::is_same_v<Local, Nudge>) {
+    double const sampling = seconds([&] { (void)fed::sample_clients(sampler, o.rounds + 1, runner.clients(), 0); });
+    std::fprintf(stderr, "population, %d workers: %.1f us a client, of which sampling %.2f and logging %.2f\n",
+                 o.workers, figures.round_seconds * per_client, sampling * per_client, median(logging) * per_client);
+  }
   return figures;
 }
 

@@ -13,8 +13,10 @@
 #include "pardl/fed/clients.hpp"                 // IWYU pragma: export
 #include "pardl/fed/evaluation.hpp"              // IWYU pragma: export
 #include "pardl/fed/local_training.hpp"          // IWYU pragma: export
+#include "pardl/fed/one_of.hpp"                  // IWYU pragma: export
 #include "pardl/fed/partition_picture.hpp"       // IWYU pragma: export
 #include "pardl/fed/partition_report.hpp"        // IWYU pragma: export
+#include "pardl/fed/personal.hpp"                // IWYU pragma: export
 #include "pardl/fed/runner.hpp"                  // IWYU pragma: export
 #include "pardl/fed/schedule.hpp"                // IWYU pragma: export
 #include "pardl/policy/evaluation_patience.hpp"  // IWYU pragma: export

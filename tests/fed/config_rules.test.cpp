@@ -263,9 +263,9 @@ TEST_CASE("a trimmed mean cuts off those that may lie and leaves something") {
 TEST_CASE("a configuration is refused where the rule itself would refuse the round, and nowhere else") {
   std::size_t refused = 0, taken = 0;
   for (auto const& entry : pardl::fed::robust_aggregators)
-    for (std::int64_t updates = 1; updates <= 12; ++updates)
+    for (std::int64_t updates = 1; updates <= 9; ++updates)
       for (std::int64_t liars = 0; liars <= updates + 1; ++liars)
-        for (double const ratio : {0.0, 0.1, 0.25, 1.0 / 3, 0.49999999999999994})
+        for (double const ratio : {0.0, 1.0 / 3, 0.49999999999999994})
           for (std::int64_t const average : {1, 3}) {
             Config config = job(updates);
             config.aggregator = {
@@ -283,8 +283,8 @@ TEST_CASE("a configuration is refused where the rule itself would refuse the rou
                                     << ", average " << average);
             ++(by_rule ? refused : taken);
           }
-  CHECK(refused > 1000);
-  CHECK(taken > 1000);
+  CHECK(refused > 500);
+  CHECK(taken > 500);
 }
 
 TEST_CASE("every robust rule that can be made can be configured") {

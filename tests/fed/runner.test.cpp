@@ -278,3 +278,26 @@ TEST_CASE("sums are exact whatever the order, and what does not fit is refused w
   CHECK(torch::allclose(forward.finalize(), expected, 0, 1e-13));
   CHECK(fed::FixedPoint(28, 20'000).limit() > 4096 * 10'000.0F);
 }
+
+namespace {
+
+struct Scale {
+  float by;
+  torch::Tensor operator()(torch::Tensor const& x, pardl::SampleStream const&) const { return x * by; }
+};
+
+}  // namespace
+
+TEST_CASE("what is evaluated goes through the transform for evaluation, what is trained does not") {
+  auto const make = [](float training_scale, float evaluation_scale) {
+    return std::make_unique<
+        fed::Runner<torch::nn::Sequential, TensorDataset, fed::LocalTraining<>, fed::Average, Scale>>(
+        small_net(), samples(), growing(4), training(), fed::Average{}, fed::RunnerOptions{.workers = 2, .seed = 2},
+        Scale{training_scale}, Scale{evaluation_scale});
+  };
+  auto plain = make(1, 1), other = make(1, 0), scaled = make(3, 1);
+  for (auto* runner : {&plain, &other, &scaled}) (*runner)->train({0, 1, 2, 3});
+  CHECK(same(global_of(*plain), global_of(*other)));
+  CHECK_FALSE(same(global_of(*plain), global_of(*scaled)));
+  CHECK_FALSE(same(figures_of(plain->evaluate(fed::Part::test)), figures_of(other->evaluate(fed::Part::test))));
+}
