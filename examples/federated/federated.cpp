@@ -128,6 +128,9 @@ class Job {
     options.sharing.buffers =
         config_.personalization.share_non_trainable_para ? fed::BufferPolicy::average : fed::BufferPolicy::client_local;
     options.weighting = config_.federate.ignore_weight ? fed::Weighting::uniform : fed::Weighting::samples;
+    for (std::size_t i = 0; i < problem_.shares.size(); ++i)  // FederatedScope counts from 1, and so do its logs
+      options.client_names.push_back("#" + std::to_string(i + 1) +
+                                     (i < problem_.names.size() ? " " + problem_.names[i] : ""));
     options.robust = robust_rule(config_);
     options.screening = options_.screening;
     if (options_.recalibrate > 0) {
@@ -230,7 +233,7 @@ class Job {
       answers += static_cast<double>(client.answers);
       samples += static_cast<double>(client.samples);
       if (!client.failure.empty())
-        std::printf("Warning: client %lld is left out of round %lld: %s.\n", static_cast<long long>(client.client + 1),
+        std::printf("Warning: %s is left out of round %lld: %s.\n", runner_->name_of(client.client).c_str(),
                     static_cast<long long>(report.round), client.failure.c_str());
     }
     for (auto const& warning : report.warnings) std::printf("Warning: %s\n", warning.c_str());

@@ -102,6 +102,55 @@ TEST_CASE("a federated job that is killed goes on from its checkpoint and ends a
   CHECK(bytes(whole / "exp/run/eval_results.log") == bytes(cut / "exp/run/eval_results.log"));
 }
 
+TEST_CASE("random transforms are drawn for training and leave evaluations alone") {
+  auto const results = [](std::vector<std::string> more) {
+    TemporaryFolder const folder;
+    write_job(folder);
+    more.insert(more.end(), {"federate.total_round_num", "2"});
+    auto const result = run(folder, small(folder, std::move(more)));
+    CHECK_MESSAGE(result.code == 0, result.output);
+    return std::pair{bytes(folder / "exp/run/eval_results.log"), bytes(folder / "exp/run/latest.safetensors")};
+  };
+  std::string const random =
+      "[['RandomCrop', {'size': 28, 'padding': 4}], ['RandomHorizontalFlip'], ['ToTensor'], ['Normalize', {'mean': "
+      "[0.5], 'std': [0.5]}]]";
+  // At a rate of 0 the model stays the first one, and all that could differ is what evaluations see.
+  auto const still = results({"data.transform", random, "train.optimizer.lr", "0"});
+  CHECK(still == results({"train.optimizer.lr", "0"}));
+  auto const moved = results({"data.transform", random});
+  CHECK(moved.second != results({}).second);
+  CHECK(moved == results({"data.transform", random, "federate.process_num", "2"}));
+  results({"data.transform", "[['RandomCrop', {'size': 20}], ['ToTensor']]", "model.type", "convnet2", "model.hidden",
+           "16", "federate.client_num", "2", "federate.sample_client_rate", "1"});
+}
+
+TEST_CASE("every strategy and robust rule runs, and differs from FedAvg by more than its name") {
+  using Words = std::vector<std::string>;
+  auto const model_of = [](Words more, int workers) {
+    TemporaryFolder const folder;
+    write_job(folder);
+    more.insert(more.end(), {"federate.total_round_num", "2", "federate.process_num", std::to_string(workers),
+                             "--evaluate-global", "--summary", folder / "summary.json"});
+    auto const result = run(folder, small(folder, std::move(more)));
+    CHECK_MESSAGE(result.code == 0, result.output);
+    auto const summary = bytes(folder / "summary.json");
+    return std::pair{bytes(folder / "exp/run/latest.safetensors"), summary.substr(summary.find("global_"), 60)};
+  };
+  auto const usual = model_of({}, 1);
+  for (Words const& words : {Words{"federate.method", "FedNova", "train.local_update_steps", "2"},
+                             Words{"federate.method", "SCAFFOLD", "federate.ignore_weight", "True"},
+                             Words{"federate.method", "FedRep", "personalization.local_param", "['bias']"},
+                             Words{"aggregator.robust_rule", "median"},
+                             Words{"aggregator.robust_rule", "krum", "aggregator.byzantine_node_num", "1"}}) {
+    CAPTURE(words[1]);
+    auto const model = model_of(words, 1);
+    CHECK(model.first != usual.first);
+    CHECK(model == model_of(words, 2));
+  }
+  // Ditto's global model is FedAvg's; what differs is the model that its clients are evaluated with.
+  CHECK(model_of({"federate.method", "Ditto"}, 2) == usual);
+}
+
 TEST_CASE("bad input of federated ends in one sentence") {
   TemporaryFolder const folder;
   write_job(folder);
@@ -118,7 +167,15 @@ TEST_CASE("bad input of federated ends in one sentence") {
   refuses(job({"federate.sample_client_rate", "-1", "federate.sample_client_num", "21"}), "sample_client_num is 21");
   refuses(job({"data.type", "femnist"}), "--stand-in");
   refuses(job({"model.out_channels", "10"}), "give model.out_channels 62");
-  refuses(job({"federate.method", "SCAFFOLD"}), "which is not built");
+  refuses(job({"federate.method", "pFedMe"}), "which FederatedScope has and pardl has not built");
+  refuses(job({"federate.method", "SCAFFOLD", "train.optimizer.momentum", "0.9"}), "set train.optimizer.momentum 0");
+  refuses(job({"federate.method", "FedRep"}), "name the head's layers");
+  refuses(job({"personalization.regular_weight", "0.5"}), "it is a setting of Ditto");
+  refuses(job({"--most-norm", "-1"}), "give a positive bound");
+  refuses(job({"--most-medians", "2"}), "choose a robust rule");
+  refuses(job({"--recalibrate", "10", "model.type", "lr"}), "without batch norm");
+  refuses(job({"data.transform", "[['RandomCrop', {'size': 40, 'padding': 2}], ['ToTensor']]"}),
+          "take a size that fits");
   refuses(job({"criterion.type", "MSELoss"}), "give CrossEntropyLoss");
   refuses(job({"eval.best_res_update_round_wise_key", "val_f1"}), "val_f1");
   refuses({"--frobnicate"}, "--frobnicate");

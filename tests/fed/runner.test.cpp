@@ -225,7 +225,8 @@ TEST_CASE("clients that fail are named, or left out where the options say so") {
   CHECK(strict.train({0, 2}).clients.size() == 2);
 
   fed::Runner lenient(small_net(false, 0), data, growing(4), training(), fed::Average{},
-                      {.workers = 2, .on_client_failure = fed::OnFailure::leave_out});
+                      {.workers = 2, .on_client_failure = fed::OnFailure::leave_out, .client_names = {"ann", "ben"}});
+  CHECK(lenient.name_of(1) == "client 1 (ben)");
   auto const report = lenient.train({0, 1, 2});
   CHECK(report.clients[1].failure.find("nan") != std::string::npos);
   strict.load_global(net);
@@ -235,6 +236,8 @@ TEST_CASE("clients that fail are named, or left out where the options say so") {
 }
 
 TEST_CASE("bad input ends in a sentence") {
+  CHECK_THROWS_WITH_AS(fed::LocalTraining<>({.autocast = torch::kHalf}), doctest::Contains("take kBFloat16"),
+                       pardl::ConfigError);
   auto const make = [](fed::ClientShares shares, fed::RunnerOptions options) {
     return fed::Runner<torch::nn::Sequential, TensorDataset, fed::LocalTraining<>>(
         small_net(), samples(100), std::move(shares), training(), fed::Average{}, std::move(options));

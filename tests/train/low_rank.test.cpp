@@ -87,6 +87,38 @@ TEST_CASE("a linear layer with factors is the plain one: outputs, and gradients 
   CHECK(scope.gradients().empty());
 }
 
+TEST_CASE("a few rows through a large weight, and many, give what the plain layer gives, gradients too") {
+  torch::manual_seed(4);
+  auto const weight = torch::randn({1100, 1000}), bias = torch::randn({1100});
+  for (std::int64_t const rows : {1, 5, 10, 32, 33})
+    for (bool const with_bias : {false, true})
+      for (bool const factors : {false, true}) {
+        CAPTURE(rows);
+        CAPTURE(with_bias);
+        CAPTURE(factors);
+        std::vector<torch::Tensor> results;
+        for (bool const ours : {false, true}) {
+          auto x = torch::linspace(-1, 1, rows * 1000).view({rows, 1000}).requires_grad_();
+          auto w = weight.clone().requires_grad_(), b = bias.clone().requires_grad_();
+          std::optional<pardl::LowRankGradients> scope;
+          if (factors) scope.emplace();
+          auto const y = ours ? pardl::linear(x, w, with_bias ? b : torch::Tensor())
+                              : torch::linear(x, w, with_bias ? std::optional(b) : std::nullopt);
+          CHECK(y.is_contiguous());
+          y.square().sum().backward();
+          if (factors) scope->materialize();
+          for (auto const& tensor : {y.detach(), x.grad(), w.grad()}) results.push_back(tensor);
+          if (with_bias) results.push_back(b.grad());
+        }
+        auto const half = results.size() / 2;
+        for (std::size_t i = 0; i < half; ++i) {
+          INFO("result ", i);
+          auto const scale = results[i].abs().max().item<double>();
+          CHECK((results[i] - results[half + i]).abs().max().item<double>() <= 1e-5 * scale);
+        }
+      }
+}
+
 TEST_CASE("steps over factors are the steps over whole gradients, clipped or not, accumulated, weights used twice") {
   for (double const max_norm : {0.0, 0.01, 1e6})
     for (bool const twice : {false, true}) {

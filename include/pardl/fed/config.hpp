@@ -151,8 +151,8 @@ struct DataConfig {
   bool consistent_label_distribution = false;  ///< keep each client's label mix over its three splits
   Calls transform{};                           ///< for the inputs, in order
   Calls target_transform{};                    ///< for the targets
-  Calls val_transform{};                       ///< for the validation inputs; empty: as transform
-  Calls test_transform{};                      ///< for the test inputs; empty: as transform
+  Calls val_transform{};                       ///< for the validation inputs; empty: transform without what is random
+  Calls test_transform{};                      ///< for the test inputs; empty: transform without what is random
   friend bool operator==(DataConfig const&, DataConfig const&) = default;
 };
 

@@ -79,6 +79,9 @@ class LocalTraining {
     if (!(options_.max_grad_norm >= 0))
       throw ConfigError(sentence("fed", "gradients clipped to a norm of " + std::to_string(options_.max_grad_norm),
                                  "it is above 0, or 0 for no clipping"));
+    if (options_.autocast == torch::kHalf)
+      throw ConfigError(sentence("fed", "local training in float16, whose small gradients vanish without a scaler",
+                                 "take kBFloat16: a client's few steps do not find a scale"));
   }
 
   [[nodiscard]] LocalTrainingOptions const& options() const noexcept { return options_; }

@@ -7,6 +7,7 @@
 
 #include <chrono>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <optional>
@@ -14,6 +15,7 @@
 #include <vector>
 
 #include "pardl/fed/any_robust_aggregator.hpp"
+#include "pardl/fed/clients.hpp"
 #include "pardl/fed/flat_model.hpp"
 #include "pardl/fed/screening.hpp"
 #include "pardl/version.hpp"
@@ -44,11 +46,17 @@ struct RunnerOptions {
   Screening screening{};                          ///< updates that fail it fail as clients
   std::optional<any_robust_aggregator> robust{};  ///< in place of the mean; all updates of a round are then held
   std::vector<std::int64_t> calibration{};        ///< samples of the data, for BufferPolicy::recalibrate
-  std::chrono::milliseconds worker_timeout{0};    ///< a worker that is at one client for longer is killed; 0: never
-  std::int64_t evaluation_batch_size = 250;       ///< samples of one client per forward
+  std::vector<std::string>
+      client_names{};  ///< for messages, beside the numbers; fewer than clients: the others have none
+  std::chrono::milliseconds worker_timeout{0};  ///< a worker that is at one client for longer is killed; 0: never
+  std::int64_t evaluation_batch_size = 250;     ///< samples of one client per forward
   std::function<void(std::int64_t done, std::int64_t all)>
       on_clients{};  ///< told of clients done, a few times a second
 
+  /// "client 3", or "client 3 (its name)".
+  [[nodiscard]] std::string name_of(std::int64_t client) const {
+    return detail::client_text(static_cast<std::size_t>(client), client_names);
+  }
   /// Whether each update is looked at before it counts, beyond what a mean itself refuses.
   [[nodiscard]] bool looks_at_norms() const {
     return robust || std::isfinite(screening.most_norm) || std::isfinite(screening.most_medians);

@@ -22,6 +22,7 @@
 #include <numeric>
 #include <optional>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -49,12 +50,25 @@ namespace pardl::inline PARDL_ABI::fed {
 /// \tparam Net        the initial model, on the CPU: a module, or a handle of one, which is then this Runner's to use
 /// \tparam Data       a dataset of all clients' samples; \tparam Transform  batches on their way into the model
 /// \tparam Local      LocalTraining, or another local_update; \tparam Server  a server_optimizer
-template <module_like Net, dataset Data, class Local, server_optimizer Server = Average,
-          batch_transform Transform = NoTransform, batch_transform EvaluationTransform = Transform>
+template <class Net, class Data, class Local, class Server = Average, class Transform = NoTransform,
+          class EvaluationTransform = Transform>
 class Runner {
-  static_assert(local_update<Local, Net>,
-                "pardl::fed::Runner trains clients with a local update: processed(samples) -> int64, loss(), and "
-                "operator()(ClientTask) -> LocalResult; take pardl::fed::LocalTraining, or write one like it.");
+  static_assert(module_like<Net>,
+                "pardl::fed::Runner needs a model first: a torch::nn::Module, a shared_ptr or a holder of one.");
+  static_assert(dataset<Data>,
+                "pardl::fed::Runner needs the dataset of all clients' samples second: a copyable type with size() and "
+                "batch(std::span<std::int64_t const>) -> pardl::Batch, such as pardl::data::TensorDataset.");
+  static_assert(server_optimizer<Server>,
+                "pardl::fed::Runner's server is a server optimizer: states(), check() and apply(weights, mean, state, "
+                "step); take pardl::fed::Average, ServerSGD, ServerAdagrad, ServerAdam or ServerYogi.");
+  static_assert(batch_transform<Transform> && batch_transform<EvaluationTransform>,
+                "pardl::fed::Runner's transforms are callable on const as (torch::Tensor, pardl::SampleStream const&) "
+                "-> torch::Tensor; join several with |, or leave them out.");
+  static_assert(
+      local_update<Local, Net> &&
+          std::is_invocable_r_v<LocalResult, Local const&, ClientTask<Net, detail::ClientSamples<Transform>> const&>,
+      "pardl::fed::Runner trains clients with a local update: processed(samples) -> int64, loss(), and "
+      "operator()(ClientTask) -> LocalResult; take pardl::fed::LocalTraining, or write one like it.");
 
  public:
   /// Forks the workers. Make it before this process computes anything with several threads, or uses a GPU, and in a
@@ -113,6 +127,8 @@ class Runner {
   Runner(Runner&&) = delete;
 
   [[nodiscard]] std::size_t clients() const noexcept { return shares_.size(); }
+  /// A client in words, as messages name it.
+  [[nodiscard]] std::string name_of(std::int64_t client) const { return options_.name_of(client); }
   /// Rounds done; the next one's number.
   [[nodiscard]] std::int64_t round() const noexcept { return round_; }
 

@@ -4,7 +4,10 @@
 #pragma once
 
 #include <malloc.h>
+#include <sys/mman.h>
 
+#include <cstddef>
+#include <cstdint>
 #include <cstdlib>
 #include <limits>
 #include <string_view>
@@ -25,6 +28,14 @@ inline void keep_memory() {
   ::mallopt(M_MMAP_MAX, 0);  // a threshold would not do: glibc takes none above 32 MiB
   ::mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
   ::mallopt(M_TOP_PAD, 64 << 20);
+  // What the heap grows into is asked to be in huge pages before any of it is touched: a step that streams through tens
+  // of MiB of weights otherwise waits for page tables.
+  constexpr std::size_t room = std::size_t{1} << 30, huge = std::size_t{1} << 21;
+  if (void* const memory = std::malloc(room)) {
+    auto const begin = (reinterpret_cast<std::uintptr_t>(memory) + huge - 1) / huge * huge;
+    ::madvise(reinterpret_cast<void*>(begin), room - huge, MADV_HUGEPAGE);
+    std::free(memory);
+  }
 #endif
 }
 

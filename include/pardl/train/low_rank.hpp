@@ -40,6 +40,18 @@ struct LowRankList : torch::CustomClassHolder {
 
 inline thread_local c10::intrusive_ptr<LowRankList> low_rank_list;  // of the innermost scope of this thread
 
+/// at::linear, with the product of a few rows and a large weight turned round: the matrix library reads the weight once
+/// and not once for every three rows (2048 x 3136 and 10 rows on one core: 5 ms for 9).
+[[nodiscard]] inline torch::Tensor few_rows_linear(torch::Tensor const& input, torch::Tensor const& weight,
+                                                   torch::Tensor const& bias) {
+  bool const few = input.dim() == 2 && input.size(0) > 4 && input.size(0) <= 32;
+  if (!few || weight.numel() < (1 << 20) || !weight.is_cpu() || weight.scalar_type() != torch::kFloat ||
+      at::autocast::is_autocast_enabled(torch::kCPU))
+    return at::linear(input, weight, bias);
+  auto product = weight.mm(input.t().contiguous()).t();
+  return (bias.defined() ? product + bias : product).contiguous();
+}
+
 struct LowRankLinear : torch::autograd::Function<LowRankLinear> {
   static torch::Tensor forward(torch::autograd::AutogradContext* context, torch::Tensor const& input,
                                torch::Tensor const& weight, std::optional<torch::Tensor> const& bias,
@@ -47,7 +59,7 @@ struct LowRankLinear : torch::autograd::Function<LowRankLinear> {
     context->save_for_backward({input, weight});
     context->saved_data["bias"] = bias.has_value();
     context->saved_data["list"] = c10::IValue::make_capsule(std::move(list));
-    return at::linear(input, weight, bias);
+    return few_rows_linear(input, weight, bias.value_or(torch::Tensor()));
   }
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
@@ -122,8 +134,9 @@ class LowRankGradients {
   c10::intrusive_ptr<detail::LowRankList> list_, before_;
 };
 
-/// input [..., in] times weight^T [in, out], plus bias [out]: at::linear, and the same bits. Inside a LowRankGradients
-/// scope a float weight on the CPU that is large beside the batch leaves its gradient there. A model whose forward
+/// input [..., in] times weight^T [in, out], plus bias [out]: at::linear up to the order of additions, and faster for a
+/// few rows and a large weight on a CPU. Inside a LowRankGradients scope a float weight on the CPU that is large beside
+/// the batch leaves its gradient there. A model whose forward
 /// calls `pardl::linear(x, fc->weight, fc->bias)` for `fc->forward(x)` keeps its parameters and their names. \cost with
 /// a weight of 25 MiB and 10 rows, backward, clipping and the step together move 4/7 of the memory.
 [[nodiscard]] inline torch::Tensor linear(torch::Tensor const& input, torch::Tensor const& weight,
@@ -134,7 +147,7 @@ class LowRankGradients {
       input.dim() > 0 && !at::autocast::is_autocast_enabled(torch::kCPU) &&
       detail::worth_factors(input.numel() / std::max<std::int64_t>(input.size(-1), 1), weight))
     return detail::LowRankLinear::apply(input, weight, bias.defined() ? std::optional(bias) : std::nullopt, list);
-  return at::linear(input, weight, bias);
+  return detail::few_rows_linear(input, weight, bias);
 }
 
 }  // namespace pardl::inline PARDL_ABI

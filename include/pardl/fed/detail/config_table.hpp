@@ -101,9 +101,9 @@ inline std::span<Key const> job_keys() {
       {"data.target_transform", [](Config& c) -> Field { return &c.data.target_transform; }, any_value,
        "the same for the targets", known},
       {"data.val_transform", [](Config& c) -> Field { return &c.data.val_transform; }, any_value,
-       "for validation inputs; empty: as transform", known},
+       "for validation inputs; empty: transform without what is random", known},
       {"data.test_transform", [](Config& c) -> Field { return &c.data.test_transform; }, any_value,
-       "for test inputs; empty: as transform", known},
+       "for test inputs; empty: transform without what is random", known},
 
       {"dataloader.type", [](Config& c) -> Field { return &c.dataloader.type; },
        one_of("base", "raw pyg graphsaint-rw neighbor mf"), "kind of loader"},

@@ -129,11 +129,10 @@ class Coordinator {
     bool const nobody = desk.total_units == 0;
     if (failed != report.clients.end() && (nobody || options_.on_client_failure == OnFailure::stop)) {
       forget_sums();
-      throw Error(
-          sentence("fed",
-                   "round " + std::to_string(round) + ": client " + std::to_string(failed->client) +
-                       " failed: " + failed->failure,
-                   nobody ? "no client of this round is left" : "mend it, or let on_client_failure leave it out"));
+      throw Error(sentence(
+          "fed",
+          "round " + std::to_string(round) + ": " + options_.name_of(failed->client) + " failed: " + failed->failure,
+          nobody ? "no client of this round is left" : "mend it, or let on_client_failure leave it out"));
     }
     survey();
     finish(Phase::finish);
@@ -154,8 +153,8 @@ class Coordinator {
       auto const& outcome = memory_.outcomes[task];
       if (outcome.state != TaskState::done)
         throw Error(sentence("fed",
-                             "evaluation after " + std::to_string(round) + " rounds: client " +
-                                 std::to_string(outcome.client) + " failed: " + outcome.message,
+                             "evaluation after " + std::to_string(round) +
+                                 " rounds: " + options_.name_of(outcome.client) + " failed: " + outcome.message,
                              "mend its samples, or leave it out"));
       found.push_back({outcome.client, outcome.samples, outcome.correct, outcome.answers, outcome.loss});
     }
@@ -260,7 +259,7 @@ class Coordinator {
       for (auto const& [worker, death] : deaths) {
         auto const at = memory_.current[static_cast<std::size_t>(worker)].exchange(0);
         story += (story.empty() ? "worker " : ", worker ") + std::to_string(worker) + " " + death +
-                 (at > 0 ? " at client " + std::to_string(at - 1) : "");
+                 (at > 0 ? " at " + options_.name_of(at - 1) : "");
         clear(worker);
       }
       for (std::uint32_t task = 0; task < clients.size(); ++task) {
