@@ -112,14 +112,17 @@ inline Problem read(fed::Config const& config, bool use_stand_in) {
         bytes != nullptr ? pardl::data::TensorDataset{bytes->images(), bytes->labels()} : *floats;
     auto partition = leaf.writers.partition();
     auto names = leaf.writers.names;
+    auto const writers = partition.size();
     for (std::size_t i = partition.size(); i-- > 0;)
       if (partition[i].empty()) {
         partition.erase(partition.begin() + static_cast<std::ptrdiff_t>(i));
         names.erase(names.begin() + static_cast<std::ptrdiff_t>(i));
       }
+    auto const empty = writers - partition.size();
     return with_writers(std::move(samples), 62, std::move(partition), std::move(names), config,
                         "FEMNIST, " + std::to_string(leaf.size()) + " images from " + std::to_string(leaf.files) +
-                            " LEAF files in " + root);
+                            " LEAF files in " + root +
+                            (empty > 0 ? "; " + std::to_string(empty) + " writers without images are left out" : ""));
   }
   if (type == "synthetic_femnist") {
     auto const writers = config.federate.client_num > 0 ? config.federate.client_num : stand_in_clients;

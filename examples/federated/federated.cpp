@@ -60,6 +60,11 @@ class Job {
             static_cast<std::int64_t>(problem_.shares.size()))),
         local_(local(config_, resolved_, problem_)),
         runner_(make_runner()) {
+    std::ostringstream words;
+    words << "--threads-per-worker " << options_.threads_per_worker << " --recalibrate " << options_.recalibrate
+          << " --most-norm " << options_.screening.most_norm << " --most-medians " << options_.screening.most_medians
+          << (options_.keep_going ? " --keep-going" : "") << (options_.stand_in ? " --stand-in" : "");
+    record_.options = words.str();
     sampler_ = fed::make_client_sampler("uniform", {.count = resolved_.sampled});
   }
 

@@ -24,6 +24,7 @@ namespace federated {
 
 class Record {
  public:
+  std::string options;                               ///< of the command line, those that decide what comes out
   std::filesystem::path folder;                      ///< of this run's own
   nlohmann::json history = nlohmann::json::array();  ///< an object for each round
   std::optional<double> best;                        ///< of the figure that is watched
@@ -57,6 +58,8 @@ class Record {
     try {
       if (comparable(past.at("config").get<std::string>()) != comparable(fed::to_yaml(config)))
         refuse("is of a job with other settings");
+      if (past.at("options") != options)
+        refuse("is of a job with " + past.at("options").get<std::string>() + ", this one has " + options);
       folder = past.at("folder").get<std::string>();
       history = past.at("history");
       if (!past.at("best").is_null()) best = past.at("best").get<double>();
@@ -83,6 +86,7 @@ class Record {
     for (char const* const name : logs)
       bytes[name] = std::filesystem::exists(folder / name) ? std::filesystem::file_size(folder / name) : 0;
     nlohmann::json const job{{"config", fed::to_yaml(config)},
+                             {"options", options},
                              {"folder", folder.string()},
                              {"history", history},
                              {"best", best ? nlohmann::json(*best) : nlohmann::json(nullptr)},

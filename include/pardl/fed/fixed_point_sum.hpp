@@ -64,8 +64,11 @@ class FixedPoint {
     scale_ = std::ldexp(1.0, 62 - value_bits - weight_bits);
   }
 
-  /// A weight in units, rounded to nearest: at most 2^62 / limit(). Integers are exact while their sum is below that.
-  [[nodiscard]] double units(double weight) const { return std::nearbyint(weight * scale_); }
+  /// A weight in units: at most 2^62 / limit(). Whole numbers, exact while their sum is below that; where the values
+  /// are so large that a weight is less than a unit, it is left as it is.
+  [[nodiscard]] double units(double weight) const {
+    return scale_ >= 1 ? std::nearbyint(weight * scale_) : weight * scale_;
+  }
   /// Values lie strictly within ± this.
   [[nodiscard]] float limit() const noexcept { return limit_; }
 

@@ -179,6 +179,7 @@ class Runner {
   /// The federation between two rounds, whole, with the caller's own words beside it; appears at once or not at all.
   /// \throws Error where the file cannot be written.
   void save(std::filesystem::path const& path, Remarks const& remarks = {}) const {
+    coordinator_->check_whole();
     detail::save_checkpoint(path, *memory_, round_, options_.seed, coordinator_->training_costs(), remarks);
   }
   /// Goes on where save() was called, with any number of workers; returns the caller's words. \throws CheckpointError
@@ -186,10 +187,12 @@ class Runner {
   Remarks load(std::filesystem::path const& path) {
     auto [round, remarks] = detail::load_checkpoint(path, *memory_, options_.seed, coordinator_->training_costs());
     round_ = round;
+    coordinator_->mended();
     return std::move(remarks);
   }
   /// The global model alone, tensors under their names, for other programs. \throws Error where it cannot be written.
   void save_model(std::filesystem::path const& path) const {
+    coordinator_->check_whole();
     io::write_safetensors(path, detail::checkpoint_tensors(*memory_, {}, "", false));
   }
 
@@ -198,7 +201,10 @@ class Runner {
   void load_model(std::filesystem::path const& path) { detail::load_weights(path, *memory_); }
 
   /// Writes the global weights into a model like the initial one; what clients keep stays as it is there.
-  void load_global(Net& net) const { memory_->give_global(net); }
+  void load_global(Net& net) const {
+    coordinator_->check_whole();
+    memory_->give_global(net);
+  }
 
  private:
   template <class F>

@@ -100,6 +100,7 @@ class Coordinator {
 
   /// \param clients  ascending; \param samples  that each will process
   RoundReport train(std::int64_t round, std::vector<std::int64_t> clients, std::vector<std::int64_t> samples) {
+    check_whole();
     if (clients.empty()) return {.round = round, .clients = {}, .seconds = 0, .idle_share = 0, .warnings = {}};
     auto const start = std::chrono::steady_clock::now();
     auto& desk = memory_.desk();
@@ -124,9 +125,16 @@ class Coordinator {
         weight += outcome.weight;
       }
     desk.stretch = stretch == 0 ? 1 : 1 + stretch / weight;
-    auto const failed =
-        std::ranges::find_if(report.clients, [](auto const& client) { return !client.failure.empty(); });
-    bool const nobody = desk.total_units == 0;
+    auto const failed = std::ranges::find_if(report.clients, [&](auto const& client) {
+      return !client.failure.empty() &&
+             !memory_.outcomes[static_cast<std::size_t>(&client - report.clients.data())].left_out;
+    });
+    bool const nobody = !(desk.total_units > 0);
+    if (failed == report.clients.end() && nobody) {
+      forget_sums();
+      throw Error(sentence("fed", "round " + std::to_string(round) + ": no client of this round is left",
+                           "look at why they were left out"));
+    }
     if (failed != report.clients.end() && (nobody || options_.on_client_failure == OnFailure::stop)) {
       forget_sums();
       throw Error(sentence(
@@ -143,6 +151,7 @@ class Coordinator {
 
   std::vector<ClientEvaluation> evaluate(Phase phase, View view, std::int64_t round, std::vector<std::int64_t> clients,
                                          std::vector<std::int64_t> samples) {
+    check_whole();
     std::vector<ClientEvaluation> found;
     if (clients.empty()) return found;
     memory_.desk().round = round;
@@ -159,6 +168,19 @@ class Coordinator {
       found.push_back({outcome.client, outcome.samples, outcome.correct, outcome.answers, outcome.loss});
     }
     return found;
+  }
+
+  /// \throws Error where a round was cut short while it made the global model.
+  void check_whole() const {
+    if (broken_)
+      throw Error(sentence("fed", "the global model is half made: a round was cut short while it made it",
+                           "load a checkpoint, or make the Runner anew"));
+  }
+  /// After a checkpoint was loaded.
+  void mended() {
+    pool_.revive();
+    forget_sums();
+    broken_ = false;
   }
 
   /// What training costs each worker, as numbers for a checkpoint.
@@ -201,10 +223,16 @@ class Coordinator {
     }
   }
 
-  /// A phase that makes the global model. \throws Error where a worker dies over it.
+  /// A phase that makes the global model. One that is cut short leaves it half made: from then on nothing is done with
+  /// it until a checkpoint is loaded. \throws Error where a worker dies over it.
   void finish(Phase phase) {
+    if (phase != Phase::recalibrate) pool_.revive();  // what those that died waiting had summed up is there
+    broken_ = phase != Phase::survey;
     auto const deaths = run(phase);
-    if (deaths.empty()) return;
+    if (deaths.empty()) {
+      broken_ = false;
+      return;
+    }
     forget_sums();
     throw Error(sentence("fed",
                          "round " + std::to_string(memory_.desk().round) + ": worker " +
@@ -213,8 +241,21 @@ class Coordinator {
                          "go on from the last checkpoint"));
   }
 
-  /// Lets all workers do it; returns those that died over it.
+  /// Lets all workers do it; returns those that died over it. Where that is cut short (on_clients throws, or there is
+  /// no process for a new worker), nothing of the round is left.
   Deaths run(Phase phase) {
+    try {
+      return run_all(phase);
+    } catch (...) {
+      broken_ = true;
+      pool_.interrupt();
+      forget_sums();
+      broken_ = phase == Phase::finish || phase == Phase::recalibrate;
+      throw;
+    }
+  }
+  Deaths run_all(Phase phase) {
+    if (phase < Phase::survey) pool_.revive();
     for (int worker = 0; worker < pool_.size(); ++worker) pool_.send(worker, static_cast<WorkerPool::Command>(phase));
     struct Sign {
       std::int64_t at;
@@ -243,45 +284,51 @@ class Coordinator {
   }
 
   /// Trains or evaluates all of `clients`. What a dead worker had done and begun is done once more by the others, since
-  /// its sums may be half written; a second death fails those clients.
+  /// its sums may be half written; a client at which a worker dies twice fails.
   void run_tasks(Phase phase, std::vector<std::int64_t> const& clients, std::vector<std::int64_t> const& samples,
                  CostModel& costs, std::vector<std::string>& warnings) {
     memory_.desk().tasks = static_cast<std::int64_t>(clients.size());
     std::vector<std::uint32_t> tasks(clients.size());
     std::iota(tasks.begin(), tasks.end(), 0U);
     for (auto const task : tasks) open(task, clients[task]);
-    for (int attempt = 1; !tasks.empty(); ++attempt) {
+    std::vector<std::int64_t> suspects;  // clients at which a worker has died once; -1: at none
+    while (!tasks.empty()) {
       queue(tasks, samples, costs);
       auto const deaths = run(phase);
       if (deaths.empty()) break;
-      std::vector<std::uint32_t> undone;
       std::string story;
+      auto const suspected = suspects;
       for (auto const& [worker, death] : deaths) {
-        auto const at = memory_.current[static_cast<std::size_t>(worker)].exchange(0);
-        story += (story.empty() ? "worker " : ", worker ") + std::to_string(worker) + " " + death +
-                 (at > 0 ? " at " + options_.name_of(at - 1) : "");
+        auto const client = memory_.current[static_cast<std::size_t>(worker)].exchange(0) - 1;
+        auto const how = "worker " + std::to_string(worker) + " " + death +
+                         (client >= 0 ? " at " + options_.name_of(client) : std::string());
+        story += (story.empty() ? "" : ", ") + how;
         clear(worker);
+        if (std::ranges::find(suspected, client) == suspected.end()) {
+          suspects.push_back(client);
+          continue;
+        }
+        if (phase != Phase::train || client < 0 || options_.on_worker_death == OnFailure::stop) {
+          forget_sums();
+          throw Error(sentence("fed", how + ", for the second time in this round",
+                               "look into that client, give workers more memory, or let on_worker_death leave it out"));
+        }
+        auto const task = std::ranges::find(clients, client) - clients.begin();
+        auto& outcome = memory_.outcomes[static_cast<std::size_t>(task)];
+        outcome.fail(how + ", for the second time in this round");
+        outcome.left_out = true;
       }
+      tasks.clear();
       for (std::uint32_t task = 0; task < clients.size(); ++task) {
         auto const& outcome = memory_.outcomes[task];
         bool const lost =
             std::ranges::any_of(deaths, [&](auto const& event) { return event.worker == outcome.worker; });
-        if (outcome.state == TaskState::open || (lost && outcome.state == TaskState::done)) undone.push_back(task);
+        if (outcome.state == TaskState::open || (lost && outcome.state == TaskState::done)) tasks.push_back(task);
       }
-      if (attempt == 1) {
+      for (auto const task : tasks) open(task, clients[task]);
+      if (!tasks.empty())
         warnings.push_back(
-            sentence("fed", story, "its " + std::to_string(undone.size()) + " clients are done once more"));
-        for (auto const task : undone) open(task, clients[task]);
-        tasks = std::move(undone);
-        continue;
-      }
-      if (phase != Phase::train || options_.on_worker_death == OnFailure::stop) {
-        forget_sums();
-        throw Error(sentence("fed", story + ", for the second time in this round",
-                             "look into that client, give workers more memory, or let on_worker_death leave it out"));
-      }
-      for (auto const task : undone) memory_.outcomes[task].fail(story);
-      break;
+            sentence("fed", story, "its " + std::to_string(tasks.size()) + " clients are done once more"));
     }
     for (std::size_t task = 0; task < clients.size(); ++task)
       if (auto const& outcome = memory_.outcomes[task]; outcome.state == TaskState::done)
@@ -303,6 +350,7 @@ class Coordinator {
     outcome.samples = outcome.batches = outcome.correct = outcome.answers = 0;
     outcome.weight = outcome.units = outcome.loss = outcome.seconds = outcome.norm = 0;
     outcome.stretch = 1;
+    outcome.left_out = false;
     outcome.message[0] = 0;
     outcome.state = TaskState::open;
   }
@@ -353,6 +401,7 @@ class Coordinator {
   RoundMemory& memory_;
   RunnerOptions const& options_;
   CostModel training_costs_, evaluation_costs_;
+  bool broken_ = false;
   WorkerPool pool_;
 };
 

@@ -118,14 +118,24 @@ class RoundFinish {
     memory_.has_kept[client] = 1;
   }
 
+  /// The largest of each: of what workers have seen, or of the updates that count.
   void integers() {
     auto const& sizes = memory_.sizes();
-    for (std::size_t i = 0; i < sizes.integers; ++i)
-      for (std::size_t other = 0; other < sizes.workers; ++other) {
-        auto& most = memory_.most_integers[other * sizes.integers + i];
-        memory_.global_integers[i] = std::max(memory_.global_integers[i], most);
-        most = RoundMemory::nothing;
-      }
+    auto const raise = [&](std::span<std::int64_t const> seen) {
+      for (std::size_t i = 0; i < sizes.integers; ++i)
+        memory_.global_integers[i] = std::max(memory_.global_integers[i], seen[i]);
+    };
+    if (sizes.rows) {
+      for (std::size_t task = 0; task < static_cast<std::size_t>(memory_.desk().tasks); ++task)
+        if (memory_.outcomes[task].state == TaskState::done)
+          raise(memory_.staged_integers.span(task * sizes.integers, sizes.integers));
+      return;
+    }
+    for (std::size_t other = 0; other < sizes.workers; ++other) {
+      auto const most = memory_.most_integers.span(other * sizes.integers, sizes.integers);
+      raise(most);
+      std::ranges::fill(most, RoundMemory::nothing);
+    }
   }
 
   RoundMemory& memory_;

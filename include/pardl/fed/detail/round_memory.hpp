@@ -46,6 +46,7 @@ struct Outcome {
   double weight, units, loss, seconds;
   double stretch;     ///< LocalResult::stretch
   double norm;        ///< of the change of the shared numbers, where somebody asks for it
+  bool left_out;      ///< failed because workers died at it, and by policy that ends no round
   char message[320];  ///< why it failed
 
   void fail(std::string_view why) {
@@ -97,7 +98,7 @@ class RoundMemory {
         kept(sizes.kept() * sizes.clients),
         staged(sizes.kept() * sizes.clients),
         kept_integers(sizes.integers_shared ? 0 : sizes.integers * sizes.clients),
-        staged_integers(sizes.integers_shared ? 0 : sizes.integers * sizes.clients),
+        staged_integers(sizes.integers_shared && !sizes.rows ? 0 : sizes.integers * sizes.clients),
         has_kept(sizes.clients),
         outcomes(sizes.clients),
         current(sizes.workers),

@@ -158,10 +158,10 @@ class RoundWorker {
         model_ = FlatModel(net_, options_.sharing);
       }
       if (training && !model_.device().is_cpu()) {
-        if (!device_sum_)
-          device_sum_.emplace(model_.shared().numel(), memory_.scale(), model_.device());
-        else
-          device_sum_.emplace(device_sum_->tensor().zero_(), memory_.scale());
+        auto sums = device_sum_
+                        ? device_sum_->tensor()
+                        : torch::empty({model_.shared().numel()}, torch::dtype(torch::kLong).device(model_.device()));
+        device_sum_.emplace(sums.zero_(), memory_.scale());
       }
       if (!training) {
         torch::NoGradGuard const no_grad;
@@ -282,7 +282,7 @@ class RoundWorker {
     }
     outcome.units = scale.units(outcome.weight);
     copy_out(model_.local(), memory_.staged_local(task));
-    if (!sizes.integers_shared)
+    if (!sizes.integers_shared || sizes.rows)  // under a robust rule they count once all others are seen
       copy_out(model_.integers(), memory_.staged_integers.span(task * sizes.integers, sizes.integers));
     else if (sizes.integers > 0) {
       auto const here = model_.integers().cpu();
@@ -351,23 +351,26 @@ class RoundWorker {
             targets.to(model_.device(), /*non_blocking=*/true)};
   }
 
+  /// Adds what this attempt has summed up to what an attempt before has: a round's clients may come in two.
   void store_device_sum(std::size_t worker) {
     torch::NoGradGuard const no_grad;
-    copy_out(device_sum_->tensor(), memory_.sums.span(worker * memory_.sizes().shared, memory_.sizes().shared));
+    as_tensor(memory_.sums.span(worker * memory_.sizes().shared, memory_.sizes().shared))
+        .add_(device_sum_->tensor().cpu());
   }
 
   /// The coordinator's plan, made here once more: the same numbers, the same plan.
   void survey(std::size_t worker) {
-    if (memory_.desk().passes == 0) robust_.emplace(*options_.robust, memory_);
-    if (robust_->passes() < memory_.desk().passes) robust_->decide();
+    follow_plan();
     robust_->survey(worker);
+  }
+  void follow_plan() {
+    if (memory_.desk().passes == 0) robust_.emplace(*options_.robust, memory_);
+    if (!robust_) throw Error(sentence("fed", "a worker that was started between two passes of a robust rule"));
+    if (robust_->passes() < memory_.desk().passes) robust_->decide();
   }
 
   void finish(std::size_t worker) {
-    if (memory_.sizes().rows) {
-      if (memory_.desk().passes == 0) robust_.emplace(*options_.robust, memory_);
-      if (robust_->passes() < memory_.desk().passes) robust_->decide();
-    }
+    if (memory_.sizes().rows) follow_plan();
     RoundFinish<Server>(memory_, server_, static_cast<std::size_t>(model_.shared_parameters()),
                         robust_ ? &*robust_ : nullptr, worker)();
     robust_.reset();
@@ -377,7 +380,8 @@ class RoundWorker {
     if (worker != 0) return;
     torch::NoGradGuard const no_grad;
     if (auto const broken = begin(worker, false)) throw Error(*broken);
-    copy_in(model_.integers(), memory_.integers_of(0));
+    copy_in(model_.local(), std::span<float const>(memory_.first_local));  // and no client's that was here before
+    copy_in(model_.integers(), std::span<std::int64_t const>(memory_.global_integers.span()));
     {
       Recalibration const measuring(net_);
       auto const all = std::span<std::int64_t const>(options_.calibration);

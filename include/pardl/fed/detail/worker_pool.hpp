@@ -13,6 +13,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <csignal>
 #include <cstddef>
@@ -20,7 +21,9 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <exception>
 #include <functional>
+#include <mutex>
 #include <string>
 #include <utility>
 #include <vector>
@@ -31,10 +34,38 @@
 
 namespace pardl::inline PARDL_ABI::fed::detail {
 
+/// This process's ends of the lines to the workers of all its pools. A worker that kept another's open would keep that
+/// one from seeing its line close, so it closes them all.
+class OpenLines {
+ public:
+  static void add(int line) {
+    std::lock_guard const lock(mutex());
+    lines().push_back(line);
+  }
+  static void remove(int line) {
+    std::lock_guard const lock(mutex());
+    std::erase(lines(), line);
+  }
+  [[nodiscard]] static std::vector<int> all() {
+    std::lock_guard const lock(mutex());
+    return lines();
+  }
+
+ private:
+  static std::mutex& mutex() {
+    static std::mutex one;
+    return one;
+  }
+  static std::vector<int>& lines() {
+    static std::vector<int> all;
+    return all;
+  }
+};
+
 class WorkerPool {
  public:
   using Command = std::uint64_t;
-  /// Runs in the worker, once for each command; it must not throw.
+  /// Runs in the worker, once for each command. An exception ends the worker, and its words are how it died.
   using Serve = std::function<void(int worker, Command)>;
 
   /// What a worker has to say.
@@ -53,7 +84,7 @@ class WorkerPool {
 
   /// Ends the workers: those that wait leave by themselves, the others are killed.
   ~WorkerPool() {
-    for (auto& worker : workers_) worker.line.close();
+    for (auto& worker : workers_) hang_up(worker);
     for (auto& worker : workers_) {
       if (worker.pid <= 0) continue;
       if (worker.busy) ::kill(worker.pid, SIGKILL);
@@ -69,6 +100,7 @@ class WorkerPool {
     int ends[2];
     if (::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) != 0) refuse("no socket", errno);
     io::FileDescriptor here(ends[0]), there(ends[1]);
+    auto const others = OpenLines::all();
     std::fflush(nullptr);  // or the child would print what this process still has in its buffers
     auto const parent = ::getpid();
     pid_t const pid = ::fork();
@@ -78,15 +110,43 @@ class WorkerPool {
       if (::getppid() != parent) std::_Exit(1);
       ::prctl(PR_SET_NAME, ("worker " + std::to_string(which)).c_str());
       here.close();
-      for (auto& other : workers_) other.line.close();
+      for (int const other : others) ::close(other);
       serve_until_closed(which, there.get());
     }
+    OpenLines::add(here.get());
     worker = {pid, std::move(here), false, {}};
+  }
+
+  /// Starts those anew that have died while they waited. What they did before is in shared memory.
+  void revive() {
+    for (int which = 0; which < size() && !inside_; ++which) {
+      auto& worker = workers_[static_cast<std::size_t>(which)];
+      char word = 0;
+      if (worker.busy) continue;
+      if (worker.line.get() >= 0) {
+        ssize_t const got = ::recv(worker.line.get(), &word, 1, MSG_DONTWAIT | MSG_PEEK);
+        if (got > 0 || (got < 0 && (errno == EAGAIN || errno == EINTR))) continue;
+      }
+      if (worker.pid > 0) (void)bury(which);
+      start(which);
+    }
+  }
+
+  /// Kills those that work, and starts them anew.
+  void interrupt() {
+    if (inside_) return;
+    for (int which = 0; which < size(); ++which) kill(which, "was interrupted");
+    for (int which = 0; which < size(); ++which)
+      if (workers_[static_cast<std::size_t>(which)].busy) (void)bury(which);
+    revive();
   }
 
   /// Tells a worker that waits.
   void send(int which, Command command) {
     auto& worker = workers_[static_cast<std::size_t>(which)];
+    if (!inside_ && worker.line.get() < 0)
+      throw Error(sentence("fed", "worker " + std::to_string(which) + " has died and could not be replaced",
+                           "go on from the last checkpoint"));
     worker.busy = true;
     if (inside_) {
       serve_(which, command);
@@ -116,8 +176,10 @@ class WorkerPool {
       if (ready <= 0) continue;  // a signal, or time to look
       for (std::size_t i = 0; i < lines.size(); ++i) {
         if (lines[i].revents == 0) continue;
-        char done = 0;
-        if (::recv(lines[i].fd, &done, 1, MSG_DONTWAIT) != 1) return bury(whose[i]);
+        char words[most_words];
+        ssize_t const got = ::recv(lines[i].fd, words, sizeof words, MSG_DONTWAIT);
+        if (got > 1) workers_[static_cast<std::size_t>(whose[i])].reason = {words, static_cast<std::size_t>(got)};
+        if (got != 1) return bury(whose[i]);
         workers_[static_cast<std::size_t>(whose[i])].busy = false;
         return {whose[i], {}};
       }
@@ -135,6 +197,7 @@ class WorkerPool {
 
  private:
   static constexpr int between_looks_ms = 200;
+  static constexpr std::size_t most_words = 400;  // of a worker's last message
 
   struct Worker {
     pid_t pid = 0;
@@ -153,12 +216,35 @@ class WorkerPool {
       ssize_t const got = ::recv(line, &command, sizeof command, 0);
       if (got < 0 && errno == EINTR) continue;
       if (got != sizeof command) break;
-      serve_(which, command);
+      auto const last_words = attempt(which, command);
+      if (!last_words.empty()) {
+        (void)!::send(line, last_words.data(), std::min(last_words.size(), most_words), MSG_NOSIGNAL);
+        std::fflush(nullptr);
+        std::_Exit(1);
+      }
       char const done = 1;
       if (::send(line, &done, 1, MSG_NOSIGNAL) != 1) break;
     }
     std::fflush(nullptr);
     std::_Exit(0);
+  }
+
+  /// Does it; returns why it could not, in at least two letters.
+  std::string attempt(int which, Command command) {
+    try {
+      serve_(which, command);
+      return {};
+    } catch (std::exception const& error) {
+      return std::string("failed: ") + error.what();
+    } catch (...) {
+      return "failed with an exception of unknown type";
+    }
+  }
+
+  static void hang_up(Worker& worker) {
+    if (worker.line.get() < 0) return;
+    OpenLines::remove(worker.line.get());
+    worker.line.close();
   }
 
   static int reap(pid_t pid) {
@@ -170,6 +256,7 @@ class WorkerPool {
 
   Event bury(int which) {
     auto& worker = workers_[static_cast<std::size_t>(which)];
+    hang_up(worker);
     int const status = reap(worker.pid);
     auto const reason = std::exchange(worker, {}).reason;
     if (!reason.empty()) return {which, reason};
