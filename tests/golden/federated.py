@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Writes the golden vectors of FederatedScope's arithmetic: batch counts, early stopping, how many clients a round has.
+"""Writes the golden vectors of FederatedScope's arithmetic: batch counts, early stopping, how many clients a round has;
+and of the server optimizers.
 
-    python tests/golden/federated.py        (standard library only)
+    python tests/golden/federated.py        (any torch from 2.11 on, as a second witness of the server optimizers only)
 
-Its rules are stated here once more, as loops that do what its trainer does rather than as formulas. Two things differ
-from it on purpose, as the headers say: a value that is not a number never is an improvement, and does not count in a
-mean. The files are in generate.py's format: words, a colon, values; floating-point values are hexadecimal.
+FederatedScope's rules are stated here once more, as loops that do what its trainer does rather than as formulas. Two
+things differ from it on purpose, as the headers say: a value that is not a number never is an improvement, and does
+not count in a mean. The files are in generate.py's format: words, a colon, values; floating-point values are
+hexadecimal.
 """
 import math
 import pathlib
@@ -138,7 +140,91 @@ def client_counts():
     write("client_count.txt", "clients unseen_rate participants : how many a round has, at rates of 0.01, 0.02, … 1.00", records)
 
 
+# ---- server optimizers ----------------------------------------------------------------------------------------------
+
+
+def adaptive_trace(kind, lr, beta1, beta2, tau, corrected, start, changes, seen):
+    """Algorithm 2 of "Adaptive federated optimization" (Reddi et al., 2021) for each weight, in Python's floats, with
+    second moments that start at 0; `changes[t][i]` is what the clients' mean adds to weight i. FedAdagrad there has no
+    memory of the direction (beta1 0), and bias correction is Adam's own. Returns the means and weights of each step."""
+    x, m, v = list(start), [0.0] * len(start), [0.0] * len(start)
+    trace = []
+    for t, change in enumerate(changes, 1):
+        means = [weight + delta for weight, delta in zip(x, change)]
+        for i, mean in enumerate(means):
+            delta = mean - x[i]
+            if kind == "sgd":
+                m[i] = beta1 * m[i] + delta
+                x[i] += lr * m[i]
+                continue
+            m[i] = beta1 * m[i] + (1 - beta1) * delta
+            if kind == "adagrad":
+                v[i] = v[i] + delta**2
+            elif kind == "adam":
+                v[i] = beta2 * v[i] + (1 - beta2) * delta**2
+            elif kind == "yogi":
+                # Rounding to float must not choose the branch.
+                assert v[i] == delta == 0 or abs(v[i] / delta**2 - 1) > 1e-3
+                seen.append(math.copysign(1, v[i] - delta**2) if delta else 0)
+                v[i] = v[i] - (1 - beta2) * delta**2 * seen[-1]
+            direction, scale = m[i], v[i]
+            if corrected:
+                direction, scale = direction / (1 - beta1**t), scale / (1 - beta2**t)
+            x[i] += lr * direction / (math.sqrt(scale) + tau)
+        trace.append((means, list(x)))
+    return trace
+
+
+def torch_trace(optimizer, start, trace):
+    """The same with one of PyTorch's optimizers, its gradient being what the weights are ahead of the clients' mean."""
+    import torch
+
+    weights = torch.tensor(start, dtype=torch.float64, requires_grad=True)
+    step = optimizer(torch.optim, [weights])
+    for means, expected in trace:
+        weights.grad = weights.detach() - torch.tensor(means, dtype=torch.float64)
+        step.step()
+        wanted = torch.tensor(expected, dtype=torch.float64)
+        torch.testing.assert_close(weights.detach(), wanted, rtol=1e-11, atol=1e-12)
+
+
+def server_optimizers():
+    draw = random.Random(4)
+    start = [0.5, -1.25, 3.0, -0.0625, 20.0, 0.0]
+    scales = [0.5, 1.0, 0.1, 0.05, 5.0, 2.0]
+    # Sizes over more than a decade, both signs: second moments rise and fall. The clients of the first step leave one
+    # weight where it is.
+    changes = [[scale * draw.choice([-1, 1]) * 10 ** draw.uniform(-1.3, 0) for scale in scales] for _ in range(8)]
+    changes[0][2] = 0.0
+    cases = [  # kind, lr, beta1 (momentum), beta2, tau, corrected, PyTorch's
+        ("sgd", 1.0, 0.0, 0.0, 0.0, 0, lambda o, w: o.SGD(w, lr=1.0)),
+        ("sgd", 0.7, 0.0, 0.0, 0.0, 0, lambda o, w: o.SGD(w, lr=0.7)),
+        ("sgd", 0.7, 0.9, 0.0, 0.0, 0, lambda o, w: o.SGD(w, lr=0.7, momentum=0.9)),
+        ("adagrad", 0.1, 0.0, 0.0, 1e-3, 0, lambda o, w: o.Adagrad(w, lr=0.1, eps=1e-3)),
+        ("adagrad", 0.4, 0.0, 0.0, 0.25, 0, lambda o, w: o.Adagrad(w, lr=0.4, eps=0.25)),
+        ("adam", 0.01, 0.9, 0.99, 1e-3, 0, None),
+        ("adam", 0.3, 0.8, 0.95, 0.125, 0, None),
+        ("adam", 0.01, 0.9, 0.99, 1e-3, 1, lambda o, w: o.Adam(w, lr=0.01, betas=(0.9, 0.99), eps=1e-3)),
+        ("adam", 0.3, 0.8, 0.95, 0.125, 1, lambda o, w: o.Adam(w, lr=0.3, betas=(0.8, 0.95), eps=0.125)),
+        ("yogi", 0.01, 0.9, 0.99, 1e-3, 0, None),
+        ("yogi", 0.3, 0.7, 0.6, 0.125, 0, None),
+    ]
+    records, seen = [], []
+    for kind, lr, beta1, beta2, tau, corrected, witness in cases:
+        trace = adaptive_trace(kind, lr, beta1, beta2, tau, corrected, start, changes, seen)
+        if witness:
+            torch_trace(witness, start, trace)
+        words = [kind, *hexes([lr, beta1, beta2, tau]), corrected]
+        records.append(([*words, 0], hexes(start)))
+        for step, (means, weights) in enumerate(trace, 1):
+            records.append(([*words, step, *hexes(means)], hexes(weights)))
+    assert all(seen.count(sign) > 2 for sign in (-1, 1)) and 0 in seen
+    write("server_optimizer.txt",
+          "kind lr beta1 beta2 tau bias_correction step means : weights after it (step 0: the first ones)", records)
+
+
 if __name__ == "__main__":
     batches()
     early_stopping()
     client_counts()
+    server_optimizers()

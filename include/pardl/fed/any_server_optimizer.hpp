@@ -3,9 +3,11 @@
 /// \layer  fed (std only).
 #pragma once
 
+#include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <type_traits>
 #include <utility>
 #include <variant>
 
@@ -20,8 +22,11 @@ class any_server_optimizer {
   using Choice = std::variant<Average, ServerSGD, ServerAdagrad, ServerAdam, ServerYogi>;
 
   any_server_optimizer() = default;
-  any_server_optimizer(Choice choice)  // NOLINT(google-explicit-constructor): an optimizer is an optimizer
-      : choice_(std::move(choice)) {}
+  template <class Optimizer>
+    requires std::constructible_from<Choice, Optimizer> &&
+             (!std::same_as<std::remove_cvref_t<Optimizer>, any_server_optimizer>)
+  any_server_optimizer(Optimizer optimizer)  // NOLINT(google-explicit-constructor): an optimizer is an optimizer
+      : choice_(std::move(optimizer)) {}
 
   [[nodiscard]] std::size_t states() const {
     return std::visit([](auto const& one) { return one.states(); }, choice_);

@@ -9,9 +9,9 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <limits>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "pardl/fed/round.hpp"

@@ -96,7 +96,8 @@ struct ServerAdagrad {
   [[nodiscard]] static constexpr std::size_t states() { return 1; }
   void check() const {
     detail::check_rate(lr);
-    detail::check_server(tau > 0, "a server optimizer with tau " + std::to_string(tau), "it is above 0");
+    detail::check_server(tau > 0 && std::isfinite(tau), "a server optimizer with tau " + std::to_string(tau),
+                         "it is above 0, and finite");
   }
   void apply(std::span<float> weights, std::span<double const> mean, std::span<std::span<float> const> state,
              std::int64_t) const {
@@ -129,7 +130,8 @@ void adaptive_step(std::span<float> weights, std::span<double const> mean, std::
 
 }  // namespace detail
 
-/// FedAdam as the paper has it, without bias correction: the first step is lr · d(1-β1) / (sqrt((1-β2)d²) + tau).
+/// FedAdam as the paper has it, but for v, which starts at 0 and not at tau²; without bias correction the first step is
+/// lr · d(1-β1) / (sqrt((1-β2)d²) + tau).
 struct ServerAdam {
   double lr = 0.01;              ///< of the server
   double beta1 = 0.9;            ///< memory of the direction
@@ -142,7 +144,8 @@ struct ServerAdam {
     detail::check_rate(lr);
     detail::check_share("beta1", beta1);
     detail::check_share("beta2", beta2);
-    detail::check_server(tau > 0, "a server optimizer with tau " + std::to_string(tau), "it is above 0");
+    detail::check_server(tau > 0 && std::isfinite(tau), "a server optimizer with tau " + std::to_string(tau),
+                         "it is above 0, and finite");
   }
   void apply(std::span<float> weights, std::span<double const> mean, std::span<std::span<float> const> state,
              std::int64_t step) const {
