@@ -110,11 +110,11 @@ TEST_CASE("a few rows through a large weight, and many, give what the plain laye
           for (auto const& tensor : {y.detach(), x.grad(), w.grad()}) results.push_back(tensor);
           if (with_bias) results.push_back(b.grad());
         }
-        auto const half = results.size() / 2;
-        for (std::size_t i = 0; i < half; ++i) {
+        auto const count = results.size() / 2;
+        for (std::size_t i = 0; i < count; ++i) {
           INFO("result ", i);
           auto const scale = results[i].abs().max().item<double>();
-          CHECK((results[i] - results[half + i]).abs().max().item<double>() <= 1e-5 * scale);
+          CHECK((results[i] - results[count + i]).abs().max().item<double>() <= 1e-5 * scale);
         }
       }
 }
