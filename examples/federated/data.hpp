@@ -36,6 +36,7 @@ struct Problem {
   std::vector<std::int64_t> shape;  ///< of a sample, as the model gets it
   std::int64_t classes = 0;         ///< 0: targets are numbers
   std::string what;                 ///< for the first line
+  bool common_evaluation = false;   ///< all clients have the same validation and test samples
 };
 
 inline constexpr std::int64_t stand_in_clients = 100;
@@ -76,8 +77,6 @@ inline Problem stand_in(fed::Config const& config) {
 /// A partition by data.splitter for data without owners.
 inline fed::Partition split(fed::Config const& config, torch::Tensor const& labels, std::int64_t clients) {
   auto const& args = config.data.splitter_args;
-  fed::require_known_arguments(args, "data.splitter",
-                               {"alpha", "sigma", "classes_per_client", "shards_per_client", "min_samples"});
   auto const number = [&](char const* name, double otherwise) {
     return fed::number_argument(args, "data.splitter", name, otherwise);
   };
@@ -149,8 +148,8 @@ inline Problem read(fed::Config const& config, bool use_stand_in) {
     auto const clients = config.federate.client_num > 0 ? config.federate.client_num : 5;
     auto toy = pardl::data::make_toy({.clients = clients, .seed = static_cast<std::uint64_t>(config.seed)});
     auto shape = toy.samples.inputs().sizes().slice(1).vec();
-    return {toy.samples, fed::with_common_evaluation(toy.train, toy.val, toy.test), {}, std::move(shape),
-            0,           "toy regression, " + std::to_string(clients) + " clients"};
+    return {toy.samples, fed::with_common_evaluation(toy.train, toy.val, toy.test), {},  std::move(shape),
+            0,           "toy regression, " + std::to_string(clients) + " clients", true};
   }
   throw pardl::ConfigError(pardl::sentence("config", "data.type is '" + type + "'",
                                            "femnist, FashionMNIST@torchvision, synthetic_femnist and toy are built"));

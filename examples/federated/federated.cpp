@@ -1,9 +1,7 @@
 // SPDX-License-Identifier: MIT
 /// Federated learning simulated on one machine, from FederatedScope's YAML: many clients, few workers, one model.
-#include <sys/wait.h>
 #include <torch/torch.h>
 #include <torch/version.h>
-#include <unistd.h>
 
 #include <array>
 #include <chrono>
@@ -17,10 +15,11 @@
 #include <optional>
 #include <sstream>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "data.hpp"
+#include "evaluations.hpp"
+#include "machine.hpp"
 #include "options.hpp"
 #include "pardl/fed/any_client_sampler.hpp"
 #include "pardl/fed/config_rules.hpp"
@@ -54,10 +53,8 @@ class Job {
   explicit Job(Options options)
       : options_(std::move(options)),
         config_(options_.config),
-        problem_((check_strategy(config_), load(config_, options_.stand_in))),
-        resolved_(fed::resolve(
-            config_, {.gpus = gpus(), .cores = static_cast<std::int64_t>(std::thread::hardware_concurrency())},
-            static_cast<std::int64_t>(problem_.shares.size()))),
+        problem_((fed::check_config(config_), check_strategy(config_), load(config_, options_.stand_in))),
+        resolved_(fed::resolve(config_, machine(), static_cast<std::int64_t>(problem_.shares.size()))),
         local_(local(config_, resolved_, problem_)),
         runner_(make_runner()) {
     std::ostringstream words;
@@ -65,6 +62,12 @@ class Job {
           << " --most-norm " << options_.screening.most_norm << " --most-medians " << options_.screening.most_medians
           << (options_.keep_going ? " --keep-going" : "") << (options_.stand_in ? " --stand-in" : "");
     record_.options = words.str();
+    record_.costs = SystemMetrics(problem_.shares.size());
+    warn_of_idle(options_, resolved_);
+    if (resolved_.server_evaluates && (runner_->global_is_partial() || config_.federate.method == "Ditto"))
+      resolved_.warnings.emplace_back(
+          "the server evaluates the global model without what clients keep; batch norm's statistics are in it with "
+          "personalization.share_non_trainable_para True or --recalibrate");
     sampler_ = fed::make_client_sampler("uniform", {.count = resolved_.sampled});
   }
 
@@ -96,26 +99,10 @@ class Job {
   using Runner =
       fed::Runner<pardl::any_module, pardl::data::TensorDataset, Local, fed::any_server_optimizer, Transform>;
 
-  static std::int64_t gpus() {
-    // A worker that is forked later may use a GPU only if this process has not: so a child asks.
-    int ends[2];
-    if (::access("/dev/nvidiactl", F_OK) != 0 || ::pipe(ends) != 0) return 0;
-    pid_t const pid = ::fork();
-    if (pid == 0) {
-      auto const count = static_cast<char>(std::min<int>(torch::cuda::device_count(), 100));
-      (void)!::write(ends[1], &count, 1);
-      ::_exit(0);
-    }
-    ::close(ends[1]);
-    char count = 0;
-    if (::read(ends[0], &count, 1) != 1) count = 0;
-    ::close(ends[0]);
-    if (pid > 0) ::waitpid(pid, nullptr, 0);
-    return count;
-  }
-
   std::unique_ptr<Runner> make_runner() {
     auto net = model(config_, problem_);
+    check_local_param(config_, net);
+    cost_ = cost_of(config_, problem_, net);
     pardl::to_memory_format(*net.module(),
                             torch::MemoryFormat::ChannelsLast);  // convolutions and pooling are faster so
     fed::RunnerOptions options;
@@ -148,9 +135,11 @@ class Job {
         if (bar_) bar_->note(what_ + " " + std::to_string(done) + "/" + std::to_string(all));
         if (bar_) bar_->advance(0);
       };
-    return std::make_unique<Runner>(std::move(net), problem_.samples, problem_.shares, local_,
-                                    server(config_, resolved_), std::move(options), transform(config_, problem_),
-                                    evaluation_transform(config_, problem_));
+    auto runner = std::make_unique<Runner>(std::move(net), problem_.samples, problem_.shares, local_,
+                                           server(config_, resolved_), std::move(options), transform(config_, problem_),
+                                           evaluation_transform(config_, problem_));
+    cost_.update_bytes = runner->bytes_of_update();
+    return runner;
   }
 
   /// Training samples of all clients, drawn by the seed.
@@ -237,6 +226,9 @@ class Job {
       correct += static_cast<double>(client.correct);
       answers += static_cast<double>(client.answers);
       samples += static_cast<double>(client.samples);
+      auto const who = static_cast<std::size_t>(client.client);
+      auto const its = static_cast<std::int64_t>(problem_.shares[who].train.size());
+      record_.costs.add(who, client.samples > 0 ? forwarded(config_, resolved_, its) : 0, client.failure.empty());
       if (!client.failure.empty())
         std::printf("Warning: %s is left out of round %lld: %s.\n", runner_->name_of(client.client).c_str(),
                     static_cast<long long>(report.round), client.failure.c_str());
@@ -273,16 +265,7 @@ class Job {
   }
 
   [[nodiscard]] Evaluated evaluated_on(fed::View view) {
-    Evaluated evaluated;
-    for (auto const& split : config_.eval.split) {
-      auto clients = runner_->evaluate(split == "train" ? fed::Part::train
-                                       : split == "val" ? fed::Part::val
-                                                        : fed::Part::test,
-                                       view);
-      auto const summary = fed::summarize(clients);
-      if (!clients.empty()) evaluated.splits.push_back({split, std::move(clients), summary});
-    }
-    return evaluated;
+    return federated::evaluate(*runner_, problem_, resolved_, view);
   }
 
   template <class State>
@@ -294,18 +277,21 @@ class Job {
           pardl::sentence("fed", "no client has samples to evaluate on", "raise the second and third of data.splits"));
     auto const round = runner_->round() - 1;
     std::string const head = "{'Role': 'Server #', 'Round': " + std::to_string(round) + ", ";
-    std::printf("%s%s}\n", head.c_str(),
-                forms(config_, evaluated, static_cast<int>(config_.print_decimal_digits)).c_str());
+    record_.last_figures = forms(config_, evaluated, static_cast<int>(config_.print_decimal_digits));
+    auto const exact = forms(config_, evaluated, -1);
+    std::printf("%s%s}\n", head.c_str(), record_.last_figures.c_str());
     std::fflush(stdout);
-    record_.append("eval_results.log", head + forms(config_, evaluated, -1) + "}");
-    if (std::ranges::find(config_.eval.report, "raw") != config_.eval.report.end())
+    record_.append("eval_results.log", head + exact + "}");
+    if (evaluated.by_server)
+      record_.append("eval_results.raw", head + exact + "}");
+    else if (std::ranges::find(config_.eval.report, "raw") != config_.eval.report.end())
       record_.append("eval_results.raw", head + "'Results_raw': " + raw(evaluated) + "}");
     auto const weighted = figures(config_, evaluated, true);
     for (auto const& [name, value] : weighted) {
       record_.history.back()[name] = value;
       if (writer_) writer_->add_scalar("eval/" + name, value, round);
     }
-    if (options_.evaluate_global)
+    if (options_.evaluate_global && !resolved_.server_evaluates)
       for (auto const& [name, figure] : figures(config_, evaluated_on(fed::View::global), true)) {
         record_.history.back()["global_" + name] = figure;
         if (writer_) writer_->add_scalar("eval_global/" + name, figure, round);
@@ -316,7 +302,6 @@ class Job {
       record_.best_round = round;
       runner_->save_model(record_.folder / "best.safetensors");
     }
-    record_.last_figures = forms(config_, evaluated, static_cast<int>(config_.print_decimal_digits));
     if (stop.observe(value) == pardl::Verdict::stop) record_.stopped = stop.reason();
   }
 
@@ -331,6 +316,9 @@ class Job {
   void finish() {
     runner_->save_model(record_.folder / "latest.safetensors");
     if (!config_.federate.save_to.empty()) runner_->save_model(config_.federate.save_to);
+    record_.append("system_metrics.log", record_.costs.lines(cost_, {.minutes = record_.seconds / 60,
+                                                                     .rounds = runner_->round(),
+                                                                     .converged = !record_.stopped.empty()}));
     if (!record_.stopped.empty()) std::printf("Stopped early: %s.\n", record_.stopped.c_str());
     std::string const last = "{'Role': 'Server #', 'Round': 'Final', " + record_.last_figures + "}";
     std::printf("%s\n", last.c_str());
@@ -374,6 +362,7 @@ class Job {
   Problem problem_;
   fed::Resolved resolved_;
   Local local_;
+  ModelCost cost_;
   std::optional<pardl::ProgressBar> bar_;
   std::string what_;
   std::unique_ptr<Runner> runner_;

@@ -11,6 +11,7 @@
 
 #include "pardl/fed/config.hpp"
 #include "pardl/fed/config_keys.hpp"
+#include "pardl/fed/config_rules.hpp"
 #include "pardl/fed/config_yaml.hpp"
 #include "pardl/fed/screening.hpp"
 #include "pardl/policy/error.hpp"
@@ -29,7 +30,24 @@ struct Options {
   pardl::fed::Screening screening{};
 };
 
-/// The seed's second configuration, as FederatedScope documents it for its multi-GPU runner.
+/// Options, and settings beside options, that change nothing: a sentence for each, as resolve() has for settings alone.
+inline void warn_of_idle(Options const& options, pardl::fed::Resolved& resolved) {
+  auto const& config = options.config;
+  auto const idle = [&](bool given, bool used, std::string const& what) {
+    if (given && !used) resolved.warnings.push_back(what);
+  };
+  idle(options.stand_in, config.data.type == "femnist",
+       "--stand-in has no effect while data.type is '" + config.data.type + "'");
+  idle(options.stand_in && config.data.type == "femnist" && config.data.subsample != 1.0, false,
+       "data.subsample has no effect with --stand-in, which has no LEAF files to leave out");
+  idle(options.evaluate_global, !resolved.server_evaluates,
+       "--evaluate-global has no effect: the server evaluates the global model");
+  idle(options.recalibrate > 0 && config.personalization.share_non_trainable_para, false,
+       "personalization.share_non_trainable_para has no effect with --recalibrate, which averages buffers too");
+}
+
+/// The seed's second configuration, as FederatedScope documents it for its multi-GPU runner, but without
+/// data.subsample: the stand-in has no LEAF files to leave out.
 inline constexpr char const* default_job = R"yaml(
 use_gpu: True
 device: 0
@@ -48,7 +66,6 @@ data:
   type: femnist
   splits: [0.6,0.2,0.2]
   batch_size: 10
-  subsample: 0.05
   num_workers: 0
   transform: [['ToTensor'], ['Normalize', {'mean': [0.1307], 'std': [0.3081]}]]
 model:

@@ -16,6 +16,7 @@
 #include "models/logistic_regression.hpp"
 #include "pardl/fed/any_robust_aggregator.hpp"
 #include "pardl/fed/any_server_optimizer.hpp"
+#include "pardl/fed/batch_plan.hpp"
 #include "pardl/fed/config.hpp"
 #include "pardl/fed/config_rules.hpp"
 #include "pardl/fed/local_training.hpp"
@@ -25,6 +26,8 @@
 #include "pardl/policy/error.hpp"
 #include "pardl/policy/lr_schedule.hpp"
 #include "pardl/train/any_module.hpp"
+#include "pardl/train/flop_counter.hpp"
+#include "system_metrics.hpp"
 
 namespace federated {
 
@@ -67,6 +70,22 @@ inline void check_strategy(fed::Config const& config) {
        "a liar could set the server's control variate as it likes: choose one of them");
 }
 
+/// A word that is in no parameter's name keeps nothing with the clients. \throws pardl::ConfigError with the names.
+inline void check_local_param(fed::Config const& config, pardl::any_module const& net) {
+  for (auto const& word : config.personalization.local_param) {
+    std::string names;
+    bool found = false;
+    for (auto const& parameter : net.named_parameters()) {
+      found = found || parameter.key().find(word) != std::string::npos;
+      names += (names.empty() ? "" : ", ") + parameter.key();
+    }
+    if (!found)
+      throw pardl::ConfigError(pardl::sentence(
+          "config", "personalization.local_param has '" + word + "', which no parameter's name contains",
+          "the parameters are " + names));
+  }
+}
+
 inline pardl::any_module model(fed::Config const& config, Problem const& problem) {
   auto const& m = config.model;
   auto const refuse = [](std::string const& what, std::string const& remedy) {
@@ -98,6 +117,23 @@ inline pardl::any_module model(fed::Config const& config, Problem const& problem
            "leave it at 0");
   return models::LogisticRegression{
       models::LogisticRegressionOptions{.in_features = features, .outputs = m.out_channels, .bias = m.use_bias}};
+}
+
+/// What one sample's forward costs. \cost  one forward on the CPU, in evaluation: nothing is drawn, nothing changes.
+inline ModelCost cost_of(fed::Config const& config, Problem const& problem, pardl::any_module net) {
+  ModelCost cost;
+  for (auto const& parameter : net.parameters()) cost.parameters += parameter.numel();
+  if (!config.eval.count_flops) return cost;
+  torch::NoGradGuard const no_grad;
+  auto shape = problem.shape;
+  shape.insert(shape.begin(), 1);
+  bool const training = net.is_training();
+  net.eval();
+  pardl::FlopCounter const counter;
+  (void)net.forward(torch::zeros(shape));
+  cost.flops = counter.flops();
+  net.train(training);
+  return cost;
 }
 
 inline Loss loss(fed::Config const& config, Problem const& problem) {
@@ -133,6 +169,32 @@ inline std::optional<pardl::any_lr_schedule> schedule(fed::Config const& config)
   throw pardl::ConfigError(pardl::sentence("config", "train.scheduler.type is " + s.type, "it is not built"));
 }
 
+/// Batches of one local training, of the model that travels.
+inline fed::BatchRules batches(fed::Config const& config) {
+  return {.batch_size = config.dataloader.batch_size,
+          .steps = config.train.local_update_steps,
+          .unit = config.train.batch_or_epoch == "epoch" ? fed::StepUnit::epoch : fed::StepUnit::batch,
+          .drop_last = config.dataloader.drop_last,
+          .accumulate = config.grad.grad_accum_count};
+}
+
+/// Samples that go through the model in one local training of a client with so many: Ditto's own model is a second one,
+/// and FedRep trains its head before its body.
+inline std::int64_t forwarded(fed::Config const& config, fed::Resolved const& resolved, std::int64_t samples) {
+  auto rules = batches(config);
+  if (config.federate.method == "FedRep") {
+    rules.unit = fed::StepUnit::epoch;
+    rules.steps = config.personalization.epoch_linear;
+    auto const head = fed::plan_batches(rules, samples).samples;
+    rules.steps = config.personalization.epoch_feature;
+    return head + fed::plan_batches(rules, samples).samples;
+  }
+  auto const first = fed::plan_batches(rules, samples).samples;
+  if (config.federate.method != "Ditto") return first;
+  rules.steps = resolved.personal_steps;
+  return first + fed::plan_batches(rules, samples).samples;
+}
+
 inline Local local(fed::Config const& config, fed::Resolved const& resolved, Problem const& problem) {
   auto const& o = config.train.optimizer;
   auto const& method = config.federate.method;
@@ -140,11 +202,7 @@ inline Local local(fed::Config const& config, fed::Resolved const& resolved, Pro
   auto const mu = resolved.proximal_mu;
   auto const the_loss = loss(config, problem);
   fed::LocalTrainingOptions options;
-  options.batches = {.batch_size = config.dataloader.batch_size,
-                     .steps = config.train.local_update_steps,
-                     .unit = config.train.batch_or_epoch == "epoch" ? fed::StepUnit::epoch : fed::StepUnit::batch,
-                     .drop_last = config.dataloader.drop_last,
-                     .accumulate = config.grad.grad_accum_count};
+  options.batches = batches(config);
   options.shuffle = config.dataloader.shuffle;
   options.max_grad_norm = std::max(0.0, config.grad.grad_clip);
   options.schedule = schedule(config);

@@ -19,6 +19,7 @@
 #include "pardl/io/atomic_file.hpp"
 #include "pardl/policy/error.hpp"
 #include "results.hpp"
+#include "system_metrics.hpp"
 
 namespace federated {
 
@@ -33,6 +34,7 @@ class Record {
   std::string stopped;           ///< why, if early
   std::string last_figures;      ///< of the last evaluation, as they are printed
   std::vector<double> stopping;  ///< state of the stopping policy
+  SystemMetrics costs;           ///< of each client
 
   /// A new folder with the settings in it; a second run beside a first one gets a number.
   void begin(fed::Config const& config) {
@@ -68,6 +70,7 @@ class Record {
       stopped = past.at("stopped").get<std::string>();
       last_figures = past.at("last_figures").get<std::string>();
       stopping = past.at("stopping").get<std::vector<double>>();
+      costs.restore(past.at("costs"));
       std::filesystem::create_directories(folder);
       for (char const* const name : logs) {  // what was written after the checkpoint will be written again
         auto const length = past.at("bytes").at(name).get<std::uintmax_t>();
@@ -95,6 +98,7 @@ class Record {
                              {"stopped", stopped},
                              {"last_figures", last_figures},
                              {"stopping", stopping},
+                             {"costs", costs.save()},
                              {"bytes", bytes}};
     return {{"job", job.dump()}};
   }
@@ -109,16 +113,17 @@ class Record {
   }
 
  private:
-  static constexpr std::array<char const*, 2> logs{"eval_results.log", "eval_results.raw"};
+  static constexpr std::array<char const*, 3> logs{"eval_results.log", "eval_results.raw", "system_metrics.log"};
 
   /// FederatedScope's name of a run.
   static std::string name_of(fed::Config const& config) {
-    if (!config.expname.empty()) return config.expname;
-    std::string name = config.federate.method + "_" + config.model.type + "_on_" + config.data.type + "_lr" +
-                       repr(config.train.optimizer.lr) + "_lstep" + std::to_string(config.train.local_update_steps);
-    if (!config.expname_tag.empty()) name += "_" + config.expname_tag;
-    std::ranges::replace(name, '/', '-');
-    return name;
+    std::string name = config.expname;
+    if (name.empty()) {
+      name = config.federate.method + "_" + config.model.type + "_on_" + config.data.type + "_lr" +
+             repr(config.train.optimizer.lr) + "_lstep" + std::to_string(config.train.local_update_steps);
+      std::ranges::replace(name, '/', '-');
+    }
+    return config.expname_tag.empty() ? name : name + "_" + config.expname_tag;
   }
 
   /// The lines of a configuration that decide what comes out.

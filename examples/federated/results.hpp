@@ -24,7 +24,7 @@ namespace fed = pardl::fed;
 /// Names and numbers in the order in which they are printed.
 using Figures = std::vector<std::pair<std::string, double>>;
 
-/// One evaluation of all clients.
+/// One evaluation: of all clients, or of the server as one.
 struct Evaluated {
   struct Split {
     std::string name;
@@ -32,6 +32,7 @@ struct Evaluated {
     fed::PartSummary summary;
   };
   std::vector<Split> splits;
+  bool by_server = false;  ///< of the global model alone, as of one client
 
   [[nodiscard]] std::int64_t samples() const {
     std::int64_t all = 0;
@@ -120,8 +121,10 @@ inline Figures fairness(fed::Config const& config, Evaluated const& evaluated) {
   return all;
 }
 
-/// "'Results_weighted_avg': {…}, 'Results_avg': {…}, …" for the forms that eval.report asks for, without raw.
+/// "'Results_weighted_avg': {…}, 'Results_avg': {…}, …" for the forms that eval.report asks for, without raw. Of the
+/// server's own evaluation there is nothing to average: "'Results_raw': {…}".
 inline std::string forms(fed::Config const& config, Evaluated const& evaluated, int digits) {
+  if (evaluated.by_server) return "'Results_raw': " + dict(figures(config, evaluated, true), digits);
   std::string text;
   auto const add = [&](char const* form, Figures const& found) {
     if (std::ranges::find(config.eval.report, form) == config.eval.report.end()) return;

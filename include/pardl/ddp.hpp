@@ -19,6 +19,7 @@
 #include "pardl/train/comm_hooks.hpp"                 // IWYU pragma: export
 #include "pardl/train/distributed_data_parallel.hpp"  // IWYU pragma: export
 #include "pardl/train/evaluate.hpp"                   // IWYU pragma: export
+#include "pardl/train/flop_counter.hpp"               // IWYU pragma: export
 #include "pardl/train/memory_format.hpp"              // IWYU pragma: export
 #include "pardl/train/metrics.hpp"                    // IWYU pragma: export
 #include "pardl/train/optim.hpp"                      // IWYU pragma: export

@@ -4,63 +4,15 @@
 
 #include <csignal>
 #include <filesystem>
-#include <fstream>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "support/process.hpp"
-#include "support/temporary_folder.hpp"
-
-namespace {
+#include "federated_job.hpp"
 
 using nlohmann::json;
-using pardl::testing::Process;
-using pardl::testing::TemporaryFolder;
-
-/// A small job: made images, a linear model, four rounds.
-std::vector<std::string> small(TemporaryFolder const& folder, std::vector<std::string> more) {
-  std::vector<std::string> words{"--no-progress", "--cfg", (folder / "job.yaml").string()};
-  words.insert(words.end(), more.begin(), more.end());
-  return words;
-}
-
-void write_job(TemporaryFolder const& folder) {
-  std::ofstream(folder / "job.yaml") << R"(
-seed: 7
-early_stop: {patience: 0}
-federate: {client_num: 20, total_round_num: 4, sample_client_rate: 0.3}
-data: {type: synthetic_femnist, splits: [0.6, 0.2, 0.2], transform: [['ToTensor'], ['Normalize', {'mean': [0.5], 'std': [0.5]}]]}
-dataloader: {batch_size: 10}
-model: {type: lr, out_channels: 62}
-train: {local_update_steps: 1, batch_or_epoch: epoch, optimizer: {lr: 0.1}}
-grad: {grad_clip: 5.0}
-criterion: {type: CrossEntropyLoss}
-eval: {freq: 1, metrics: ['acc', 'correct']}
-)";
-}
-
-Process start(TemporaryFolder const& folder, std::vector<std::string> words) {
-  words.insert(words.begin(), PARDL_FEDERATED);
-  words.insert(words.end(), {"outdir", (folder / "exp").string(), "expname", "run"});
-  return Process(std::move(words));
-}
-
-struct Result {
-  int code;
-  std::string output;
-};
-Result run(TemporaryFolder const& folder, std::vector<std::string> words) {
-  auto process = start(folder, std::move(words));
-  auto const ended = process.wait();
-  CHECK(ended.in_time);
-  return {ended.code, ended.out + ended.err};
-}
-
-std::string bytes(std::filesystem::path const& file) { return pardl::testing::read_text(file); }
-
-}  // namespace
+using namespace pardl::testing;
 
 TEST_CASE("federated learns, for any number of workers alike, and writes what it says") {
   TemporaryFolder const one, two;
@@ -178,5 +130,9 @@ TEST_CASE("bad input of federated ends in one sentence") {
           "take a size that fits");
   refuses(job({"criterion.type", "MSELoss"}), "give CrossEntropyLoss");
   refuses(job({"eval.best_res_update_round_wise_key", "val_f1"}), "val_f1");
+  refuses(job({"personalization.local_param", "['bias', 'head']"}),
+          "has 'head', which no parameter's name contains; the parameters are fc.weight, fc.bias");
+  refuses(job({"federate.make_global_eval", "True"}), "with federate.merge_test_data True");
+  refuses(job({"federate.merge_test_data", "True"}), "set federate.merge_val_data True");
   refuses({"--frobnicate"}, "--frobnicate");
 }

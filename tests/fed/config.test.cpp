@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "pardl/fed/config_keys.hpp"
+#include "pardl/fed/config_rules.hpp"
 #include "pardl/fed/config_yaml.hpp"
 #include "support/temporary_folder.hpp"
 
@@ -138,6 +139,17 @@ TEST_CASE("the seed's second file is read as it stands") {
   CHECK(config == expected);
   check_config(config);
   CHECK(config.model.dropout == 0.5);  // what the file leaves out is FederatedScope's default
+}
+
+TEST_CASE("the seed's files ask for nothing that has no effect") {
+  for (std::string_view const file : {first_file, second_file}) {
+    Config const config = parse_config(file);
+    CHECK(pardl::fed::resolve(config, {.gpus = 8, .cores = 16}, 100).warnings.empty());
+    std::string const workers = std::to_string(config.federate.process_num);
+    CHECK(pardl::fed::resolve(config, {.gpus = 0, .cores = 2}, 100).warnings ==
+          Words{"use_gpu is True, but there is no GPU here: all is computed on the CPU",
+                "federate.process_num is " + workers + ", but there are 2 cores: 2 workers train on the CPU"});
+  }
 }
 
 TEST_CASE("written out, a configuration is read as itself") {

@@ -97,6 +97,15 @@ TEST_CASE("the data says how many clients there are where the configuration does
              "federate.client_num is 0, and the data does not say"));
 }
 
+TEST_CASE("a share that is never trained is named where it leaves no client out") {
+  Config one = job(1);
+  one.federate.unseen_clients_rate = 0.5;
+  CHECK(resolve(one, {}).warnings == Words{"federate.unseen_clients_rate has no effect: it leaves no client out"});
+  one.federate.client_num = 2;
+  CHECK(resolve(one, {}).participants == 1);
+  CHECK(resolve(one, {}).warnings.empty());
+}
+
 TEST_CASE("more clients a round than there are is an error, by configuration, by data and by those never trained") {
   auto const text = [](Config const& config, std::int64_t found) {
     return pardl::testing::what_of<pardl::ConfigError>([&] { (void)resolve(config, {}, found); });
@@ -195,21 +204,6 @@ TEST_CASE("FedProx and FedOpt are chosen by their switch or by the method") {
   CHECK(resolve(with({"fedopt.use", "True"}), {}).use_fedopt);
   CHECK(resolve(with({"federate.method", "fedopt"}), {}).use_fedopt);
   CHECK_FALSE(resolve(with({}), {}).use_fedopt);
-}
-
-TEST_CASE("a setting of a part that is switched off is not passed over in silence") {
-  for (Words const& words :
-       {Words{"fedprox.mu", "0.1"}, Words{"fedopt.optimizer.lr", "1.0"}, Words{"aggregator.byzantine_node_num", "2"},
-        Words{"aggregator.BFT_args.krum_agg_num", "3"}, Words{"aggregator.BFT_args.trimmedmean_excluded_ratio", "0.1"},
-        Words{"aggregator.BFT_args.normbounding_norm_bound", "5"}, Words{"data.splitter_args", "[{'alpha': 0.5}]"},
-        Words{"federate.online_aggr", "True"}}) {
-    Resolved const resolved = resolve(with(words), {});
-    INFO(words[0]);
-    CHECK(resolved.warnings.size() == 1);
-    CHECK(warned(resolved, words[0].substr(0, words[0].find('.', words[0].find('.') + 1))) == 1);
-  }
-  CHECK(resolve(with({"fedprox.mu", "0.1", "fedprox.use", "True"}), {}).warnings.empty());
-  CHECK(resolve(with({"fedopt.optimizer.lr", "1.0", "fedopt.use", "True"}), {}).warnings.empty());
 }
 
 TEST_CASE("robust rules need enough updates for the clients that may lie") {
@@ -328,6 +322,12 @@ TEST_CASE("values that contradict each other are one sentence each") {
       {{"eval.best_res_update_round_wise_key", "loss"}, "names no split"},
       {{"eval.best_res_update_round_wise_key", "val_total"}, "whether more or less is better"},
       {{"eval.metrics", "['acc','acc']"}, "has 'acc' twice"},
+      {{"eval.metrics", "['acc']", "eval.best_res_update_round_wise_key", "val_acc"},
+       "criterion.type MSELoss knows no right answers; watch val_avg_loss"},
+      {{"data.splitter", "iid", "data.splitter_args", "[{'alpha': 0.5}]"},
+       "data.splitter iid takes no argument 'alpha'; it takes min_samples"},
+      {{"data.splitter", "shards", "data.splitter_args", "[{'classes_per_client': 2}]"},
+       "it takes shards_per_client, min_samples"},
       {{"data.transform", "[['ToTensor', {'x': 1}]]"}, "takes no argument 'x'"},
       {{"data.transform", "[['Normalize']]"}, "as many numbers in mean as in std"},
       {{"data.transform", "[['Normalize', {'mean': [0.5, 0.5], 'std': [0.5]}]]"}, "as many numbers in mean as in std"},
@@ -342,7 +342,9 @@ TEST_CASE("values that contradict each other are one sentence each") {
     CHECK(says(text, part));
     CHECK(std::count(text.begin(), text.end(), '\n') == 0);
   }
-  for (Words const& fine : {Words{"eval.metrics", "['acc']", "eval.best_res_update_round_wise_key", "val_acc"},
+  for (Words const& fine : {Words{"eval.metrics", "['acc']", "eval.best_res_update_round_wise_key", "val_acc",
+                                  "criterion.type", "CrossEntropyLoss"},
+                            Words{"data.splitter", "log-normal", "data.splitter_args", "[{'sigma': 2}]"},
                             Words{"eval.best_res_update_round_wise_key", "test_avg_loss"},
                             Words{"data.splits", "[1.0,0,0]", "eval.split", "['train']",
                                   "eval.best_res_update_round_wise_key", "train_loss"},

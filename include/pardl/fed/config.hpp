@@ -127,9 +127,9 @@ struct FederateConfig {
   bool share_local_model = false;       ///< FederatedScope's saving of memory; always so here
   bool data_weighted_aggr = false;  ///< weigh clients by the size of their training data, not by what they processed
   bool online_aggr = false;         ///< add updates as they arrive; always so here where the rule allows it
-  bool make_global_eval = false;    ///< evaluate on the server's data
-  bool merge_test_data = false;     ///< evaluate once, on all clients' test data together
-  bool merge_val_data = false;      ///< the same for validation data
+  bool make_global_eval = false;    ///< the server evaluates the global model, and no client does
+  bool merge_test_data = false;     ///< it does, on all clients' test data together
+  bool merge_val_data = false;      ///< and on their validation data; only beside merge_test_data
   std::string method = "FedAvg";    ///< the algorithm
   bool ignore_weight = false;       ///< all clients count the same in the mean
   bool use_ss = false;              ///< secret sharing
@@ -242,7 +242,7 @@ struct EvalConfig {
   std::vector<std::string> report =
       detail::texts({"weighted_avg", "avg", "fairness", "raw"});  ///< forms of the results
   std::string best_res_update_round_wise_key = "val_loss";        ///< what early stopping and the best model watch
-  bool count_flops = true;                                        ///< FederatedScope's counting of operations
+  bool count_flops = true;                                        ///< of training's forwards, for system_metrics.log
   friend bool operator==(EvalConfig const&, EvalConfig const&) = default;
 };
 

@@ -4,7 +4,9 @@
 /// \layer  fed (std only).
 ///
 /// FederatedScope's derived settings, with its limits on process_num kept where they make sense and lifted where they
-/// do not. Each change of what was asked for is one warning that begins with the key's name.
+/// do not. Each change of what was asked for is one warning that begins with the key's name, and so is each setting
+/// that changes nothing beside the others (fed/detail/config_idle.hpp).
+///
 /// \source FederatedScope, core/configs/cfg_fl_setting.py: assert_fl_setting_cfg; core/parallel/parallel_runner.py.
 #pragma once
 
@@ -12,11 +14,14 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "pardl/fed/config.hpp"
 #include "pardl/fed/config_keys.hpp"
+#include "pardl/fed/detail/config_idle.hpp"
 #include "pardl/fed/detail/config_key.hpp"
+#include "pardl/fed/detail/config_server.hpp"
 #include "pardl/fed/detail/config_value.hpp"
 #include "pardl/fed/robust_rules.hpp"
 #include "pardl/version.hpp"
@@ -39,6 +44,8 @@ struct Resolved {
   double personal_lr = 0.0;                   ///< personalization.lr, or train.optimizer.lr
   bool use_fedopt = false;                    ///< by fedopt.use, or by the method
   double proximal_mu = 0.0;                   ///< by fedprox.use, or by the method; 0: no proximal term
+  bool server_evaluates = false;              ///< the global model, itself; else every client evaluates
+  std::vector<std::string> evaluated{};       ///< of eval.split, the parts that there are samples of
   std::vector<std::string> warnings{};
 };
 
@@ -62,6 +69,8 @@ inline void resolve_clients(Config const& config, std::int64_t found, Resolved& 
     refuse("", "federate.client_num is 0, and the data does not say how many clients there are",
            "give federate.client_num");
   into.participants = floor_share(1.0 - federate.unseen_clients_rate, into.clients);
+  if (federate.unseen_clients_rate > 0.0 && into.participants == into.clients)
+    into.warnings.push_back("federate.unseen_clients_rate has no effect: it leaves no client out");
   bool const by_rate = federate.sample_client_rate > 0.0, by_number = federate.sample_client_num > 0;
   into.sampled = by_rate     ? floor_share(federate.sample_client_rate, into.participants)
                  : by_number ? federate.sample_client_num
@@ -114,29 +123,21 @@ inline void resolve_workers(Config const& config, Machine const& machine, Resolv
     into.gpu_of_worker.push_back((first + worker) % machine.gpus);
 }
 
-/// Settings that say something about a part that is switched off.
-inline void warn_of_idle(Config const& config, Resolved& into) {
-  Config const usual;
-  auto const idle = [&](bool differs, bool used, char const* what) {
-    if (differs && !used) into.warnings.emplace_back(what);
-  };
-  std::string const& rule = config.aggregator.robust_rule;
-  idle(config.fedprox.mu != 0.0, config.fedprox.use || config.federate.method == "FedProx",
-       "fedprox.mu has no effect while fedprox.use is False");
-  idle(config.fedopt.optimizer != usual.fedopt.optimizer, into.use_fedopt,
-       "fedopt.optimizer has no effect while fedopt.use is False");
-  idle(config.aggregator.byzantine_node_num != 0, rule != "fedavg" && rule != "normbounding",
-       "aggregator.byzantine_node_num has no effect under this aggregator.robust_rule");
-  idle(config.aggregator.BFT_args.krum_agg_num != usual.aggregator.BFT_args.krum_agg_num, rule == "krum",
-       "aggregator.BFT_args.krum_agg_num has no effect under this aggregator.robust_rule");
-  idle(config.aggregator.BFT_args.trimmedmean_excluded_ratio >= 0.0, rule == "trimmedmean",
-       "aggregator.BFT_args.trimmedmean_excluded_ratio has no effect under this aggregator.robust_rule");
-  idle(config.aggregator.BFT_args.normbounding_norm_bound > 0.0, rule == "normbounding",
-       "aggregator.BFT_args.normbounding_norm_bound has no effect under this aggregator.robust_rule");
-  idle(!config.data.splitter_args.empty(), !config.data.splitter.empty(),
-       "data.splitter_args has no effect without a data.splitter");
-  idle(config.federate.online_aggr, false,
-       "federate.online_aggr changes nothing: updates are added as they arrive wherever the rule allows it");
+/// Which parts of the data are evaluated, and by whom.
+inline void resolve_evaluation(Config const& config, Resolved& into) {
+  into.server_evaluates = server_evaluates(config);
+  for (std::string const& split : config.eval.split) {
+    bool const there = is_shared_out(config, split);
+    if (there && (!into.server_evaluates || server_has(config, split))) {
+      into.evaluated.push_back(split);
+      continue;
+    }
+    into.warnings.push_back("eval.split has '" + split + "', but " +
+                            (there ? "the server has no such samples" +
+                                         std::string(split == "val" ? " without federate.merge_val_data" : "")
+                                   : "data.splits leaves no such samples") +
+                            ": it is not evaluated");
+  }
 }
 
 /// Of n updates a round, f may lie: what the rules' own check(n) says (fed/robust_rules.hpp), in the names of keys.
@@ -187,7 +188,8 @@ inline void check_robust(Config const& config, Resolved const& resolved) {
   resolved.personal_lr = personal.lr > 0.0 ? personal.lr : config.train.optimizer.lr;
   resolved.use_fedopt = config.fedopt.use || config.federate.method == "FedOpt";
   if (config.fedprox.use || config.federate.method == "FedProx") resolved.proximal_mu = config.fedprox.mu;
-  config_detail::warn_of_idle(config, resolved);
+  config_detail::resolve_evaluation(config, resolved);
+  for (std::string& sentence : config_detail::idle_settings(config)) resolved.warnings.push_back(std::move(sentence));
   config_detail::check_robust(config, resolved);
   return resolved;
 }

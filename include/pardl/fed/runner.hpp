@@ -129,6 +129,18 @@ class Runner {
   [[nodiscard]] std::size_t clients() const noexcept { return shares_.size(); }
   /// A client in words, as messages name it.
   [[nodiscard]] std::string name_of(std::int64_t client) const { return options_.name_of(client); }
+  /// That a client is sent in a round, and sends back: the tensors that travel (Sharing), and what the server keeps
+  /// beside them for the local update (SCAFFOLD's control variate). Nothing is sent here: this is what it would take.
+  [[nodiscard]] std::int64_t bytes_of_update() const noexcept {
+    auto const& sizes = memory_->sizes();
+    return static_cast<std::int64_t>((sizes.shared + sizes.server_numbers) * sizeof(float) +
+                                     (sizes.integers_shared ? sizes.integers * sizeof(std::int64_t) : 0));
+  }
+  /// Whether the global model is a part of the model only: clients keep the rest (Sharing).
+  [[nodiscard]] bool global_is_partial() const noexcept {
+    auto const& sizes = memory_->sizes();
+    return sizes.local > 0 || (sizes.integers > 0 && !sizes.integers_shared);
+  }
   /// Rounds done; the next one's number.
   [[nodiscard]] std::int64_t round() const noexcept { return round_; }
 

@@ -4,15 +4,18 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "pardl/fed/config.hpp"
 #include "pardl/fed/detail/config_key.hpp"
+#include "pardl/fed/detail/config_server.hpp"
 #include "pardl/fed/detail/config_value.hpp"
 #include "pardl/policy/evaluation_patience.hpp"
 #include "pardl/version.hpp"
@@ -103,6 +106,29 @@ inline void check_transform(Calls const& calls) {
   }
 }
 
+/// Each partitioner takes its own arguments.
+inline void check_splitter(DataConfig const& data) {
+  if (data.splitter.empty()) return;
+  constexpr std::array<std::pair<std::string_view, std::string_view>, 7> own{{{"iid", ""},
+                                                                              {"lda", "alpha"},
+                                                                              {"dirichlet", "alpha"},
+                                                                              {"dirichlet-quantity", "alpha"},
+                                                                              {"log-normal", "sigma"},
+                                                                              {"pathological", "classes_per_client"},
+                                                                              {"shards", "shards_per_client"}}};
+  std::vector<std::string_view> known{"min_samples"};
+  for (auto const& [splitter, argument] : own)
+    if (splitter == data.splitter && !argument.empty()) known.insert(known.begin(), argument);
+  require_known_arguments(data.splitter_args, "data.splitter " + data.splitter, known);
+}
+
+/// The server evaluates on data of its own, or on the clients'.
+inline void check_server(Config const& config) {
+  relate(!config.federate.make_global_eval || config.federate.merge_test_data || server_has(config, "test"),
+         "federate.make_global_eval is True, but data.type " + config.data.type + " gives the server no data",
+         "let it take the clients' with federate.merge_test_data True");
+}
+
 /// The key that early stopping watches must be among what an evaluation gives. FederatedScope matches it as a part of
 /// any key, and where it matches none, never stops.
 inline void check_watched(Config const& config) {
@@ -125,6 +151,13 @@ inline void check_watched(Config const& config) {
   std::vector<std::string> const& metrics = config.eval.metrics;
   relate(metric == "loss" || metric == "avg_loss" || std::find(metrics.begin(), metrics.end(), metric) != metrics.end(),
          what + ", but eval.metrics has no '" + metric + "'", "add it there, or watch another key");
+  relate((metric != "acc" && metric != "correct") || config.criterion.type == "CrossEntropyLoss",
+         what + ", but criterion.type " + config.criterion.type + " knows no right answers",
+         "watch " + split + "_avg_loss");
+  relate(!server_evaluates(config) || server_has(config, split),
+         what + ", but the server, which evaluates, has no such samples",
+         split == "val" && config.federate.merge_test_data ? "set federate.merge_val_data True, or watch a test_ key"
+                                                           : "watch a test_ key");
 }
 
 inline void check_unique(std::vector<std::string> const& words, char const* name) {
@@ -137,6 +170,7 @@ inline void check_unique(std::vector<std::string> const& words, char const* name
 /// \throws ConfigError
 inline void check_relations(Config const& config) {
   check_splits(config.data.splits);
+  check_splitter(config.data);
   check_transform(config.data.transform);
   check_optimizer("train.optimizer", config.train.optimizer);
   check_optimizer("fedopt.optimizer", config.fedopt.optimizer);
@@ -144,6 +178,7 @@ inline void check_relations(Config const& config) {
   check_unique(config.eval.metrics, "eval.metrics");
   check_unique(config.eval.split, "eval.split");
   check_unique(config.eval.report, "eval.report");
+  check_server(config);
   check_watched(config);
   auto const& federate = config.federate;
   relate(federate.client_num == 0 || federate.sample_client_num <= federate.client_num,

@@ -82,8 +82,8 @@ inline std::span<Key const> training_keys() {
        "forms of the results"},
       {"eval.best_res_update_round_wise_key", [](Config& c) -> Field { return &c.eval.best_res_update_round_wise_key; },
        any_value, "what early stopping and the best model watch"},
-      {"eval.count_flops", [](Config& c) -> Field { return &c.eval.count_flops; }, any_value, "count operations",
-       known},
+      {"eval.count_flops", [](Config& c) -> Field { return &c.eval.count_flops; }, any_value,
+       "count the multiply-adds of training's forwards, for system_metrics.log"},
 
       {"early_stop.patience", [](Config& c) -> Field { return &c.early_stop.patience; }, between(0, 1e9),
        "evaluations without improvement before the end; 0: never"},
