@@ -82,11 +82,15 @@ std::string refused(F&& f) {
   return "nothing";
 }
 
-/// Over Gloo on n ranks; with n = 1 over Gloo too, and over self.
+/// Over Gloo and shared memory, and over self.
 template <class F>
 void everywhere(F&& f) {
-  for (int const n : sizes) pardl::testing::with_ranks(n, f);
-  pardl::testing::with_ranks(1, f, {.backend = "gloo"});
+  for (char const* const backend : {"gloo", "shm"})
+    for (int const n : sizes) {
+      CAPTURE(backend);
+      pardl::testing::with_ranks(n, f, {.backend = backend});
+    }
+  pardl::testing::with_ranks(1, f);
 }
 
 }  // namespace
@@ -294,24 +298,27 @@ TEST_CASE("messages go by tag, around the ring and to oneself in a world of one"
 }
 
 TEST_CASE("nobody passes a barrier before everybody has come") {
-  for (int const n : sizes) {
-    std::atomic<int> arrived{0};
-    pardl::testing::with_ranks(n, [&](ProcessGroup world) {
-      for (int round = 1; round <= 5; ++round) {
-        ++arrived;
-        if (round % 2 == 0)
-          pardl::barrier(world);
-        else
-          pardl::monitored_barrier(world);
-        CHECK(arrived.load() >= round * n);
-        pardl::barrier(world);
-      }
-    });
-  }
+  for (char const* const backend : {"", "gloo", "shm"})
+    for (int const n : sizes) {
+      std::atomic<int> arrived{0};
+      pardl::testing::with_ranks(n,
+                                 [&](ProcessGroup world) {
+                                   for (int round = 1; round <= 5; ++round) {
+                                     ++arrived;
+                                     if (round % 2 == 0)
+                                       pardl::barrier(world);
+                                     else
+                                       pardl::monitored_barrier(world);
+                                     CHECK(arrived.load() >= round * n);
+                                     pardl::barrier(world);
+                                   }
+                                 },
+                                 {.backend = backend});
+    }
 }
 
 TEST_CASE("several operations may be under way, and done() comes without wait()") {
-  pardl::testing::with_ranks(3, [](ProcessGroup world) {
+  auto const several = [](ProcessGroup world) {
     Tensors tensors = {};
     std::vector<pardl::Work> works;
     for (int i = 0; i < 20; ++i) {
@@ -325,7 +332,8 @@ TEST_CASE("several operations may be under way, and done() comes without wait()"
       CHECK(same(tensors[static_cast<std::size_t>(i)],
                  combined(all_brought(3, {257}, torch::kFloat32, i), ReduceOp::sum)));
     works.front().wait();  // twice is harmless
-  });
+  };
+  for (char const* const backend : {"gloo", "shm"}) pardl::testing::with_ranks(3, several, {.backend = backend});
 }
 
 TEST_CASE("a Work keeps its tensors alive") {

@@ -265,10 +265,10 @@ inline void barrier(ProcessGroup const& world) {
   });
 }
 
-/// barrier() with a time limit of its own, in which rank 0 hears from every other rank. Where the backend has none (all
-/// but Gloo) it is barrier().
+/// barrier() with a time limit of its own, in which rank 0 hears from every other rank. Where the backend has none
+/// (NCCL) it is barrier().
 inline void monitored_barrier(ProcessGroup const& world, std::chrono::milliseconds limit) {
-  if (world.backend() != "gloo") return barrier(world);
+  if (world.backend() != "gloo" && world.backend() != "shm") return barrier(world);
   c10d::BarrierOptions options;
   options.timeout = limit;
   detail::translated([&] { world.c10d()->monitoredBarrier(options, /*waitAllRanks=*/true); });

@@ -12,7 +12,7 @@
 /// Options that launch takes from the command line, as `--option value` or `--option=value`, up to a bare `--`:
 ///   --nproc N|gpu|cpu   start N ranks, or one for each visible GPU, or for each usable core
 ///   --max-restarts K    with --nproc: after a failure start all ranks again, up to K times
-///   --backend B         gloo, nccl, …          --device D   cpu, cuda, or cuda:1
+///   --backend B         shm, gloo, nccl, …     --device D   cpu, cuda, or cuda:1
 ///   --timeout SECONDS   of one operation of the group, and of the ranks' first meeting
 ///
 /// Each rank finds torchrun's variables, and an equal share of the cores in OMP_NUM_THREADS unless the user set it.
@@ -58,7 +58,7 @@ inline constexpr std::string_view launch_help =
     "Taken by pardl::launch:\n"
     "  --nproc N|gpu|cpu           start so many ranks on this host\n"
     "  --max-restarts K            start all of them again, up to K times, if one fails\n"
-    "  --backend gloo|nccl|self    instead of what fits device and hosts\n"
+    "  --backend shm|gloo|nccl|self  instead of what fits device and hosts\n"
     "  --device cpu|cuda           instead of a GPU where there is one\n"
     "  --timeout SECONDS           of one operation of the group [600]";
 

@@ -38,7 +38,7 @@
 namespace pardl::inline PARDL_ABI {
 
 struct InitOptions {
-  std::string backend = {};                     ///< "self", "gloo", "nccl"; empty: self alone, nccl on GPUs, else gloo
+  std::string backend = {};  ///< "self", "shm", "gloo", "nccl"; empty: self alone, nccl on GPUs, else gloo
   std::optional<torch::Device> device = {};     ///< default: CUDA if there is one and NCCL was built in, else the CPU
   std::chrono::milliseconds timeout{600'000};   ///< of one operation; the ranks' meeting has up to 5 min of it
   c10::intrusive_ptr<c10d::Store> store = {};   ///< where the ranks meet, theirs alone; null: by the environment
@@ -63,7 +63,7 @@ class ProcessGroup {
   [[nodiscard]] int size() const noexcept { return state_->size; }
   /// Where this rank computes, and where its tensors are to be.
   [[nodiscard]] torch::Device device() const noexcept { return state_->device; }
-  /// "self", "gloo", "nccl", or what c10d calls it.
+  /// "self", "shm", "gloo", "nccl", or what c10d calls it.
   [[nodiscard]] std::string_view backend() const noexcept { return state_->backend; }
   /// Hosts that the ranks really sit on, whatever the launcher says; a subgroup counts its own.
   [[nodiscard]] int nodes() const noexcept { return state_->places.nodes; }
@@ -129,7 +129,7 @@ class ProcessGroup {
   /// instead of at their timeout. launch() calls it for an exception that leaves main, where no launcher stops the
   /// others. Local, takes up to a second.
   void abandon(std::string const& why) const noexcept {
-    if (state_->traced) state_->traced->roll().announce(why);
+    if (state_->line) state_->line.announce(why);
   }
 
   /// Ends the group: waits up to 10 s for what is under way, then closes connections, whether peers live or not; with
@@ -138,7 +138,7 @@ class ProcessGroup {
   /// lost.
   void shutdown() {
     state_->end();
-    if (state_->traced) state_->traced->roll().check_unheard();
+    if (state_->line) state_->line.check_unheard();
   }
 
  private:
@@ -157,7 +157,7 @@ class ProcessGroup {
       auto made = detail::make_group(plan);
       ours = true;
       group = std::move(made.group);
-      traced = std::move(made.traced);
+      line = std::move(made.line);
       places_known = true;
       place(std::move(hosts_));
     }
@@ -176,7 +176,7 @@ class ProcessGroup {
     State& operator=(State const&) = delete;
     ~State() {
       // Whoever leaves by an exception leaves the others waiting: tell them.
-      if (traced && std::uncaught_exceptions() > 0) traced->roll().announce("an exception ended it");
+      if (line && std::uncaught_exceptions() > 0) line.announce("an exception ended it");
       if (ours) end();  // an adopted group may serve others still
     }
 
@@ -188,9 +188,9 @@ class ProcessGroup {
 
     void end() noexcept {
       try {
-        if (keeper && traced && traced->roll().failed()) keeper->hurry();
-        if (traced)
-          traced->shutdown();
+        if (keeper && line && line.failed()) keeper->hurry();
+        if (line)
+          line.shutdown();
         else if (group && size > 1 && !std::exchange(ended, true))
           (void)detail::ends_within(std::chrono::seconds(10), [group = group] { group->shutdown(); });
       } catch (...) {  // an adopted group that cannot be shut down has said so itself
@@ -199,7 +199,7 @@ class ProcessGroup {
     }
 
     c10::intrusive_ptr<c10d::ProcessGroup> group;
-    c10::intrusive_ptr<detail::TracedBackend> traced;  ///< null: a world of one, or an adopted group
+    detail::Lifeline line;  ///< empty: a world of one, or an adopted group
     torch::Device device = torch::kCPU;
     std::string backend;
     int rank = 0, size = 1;

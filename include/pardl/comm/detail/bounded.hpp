@@ -21,13 +21,13 @@ namespace pardl::inline PARDL_ABI::detail {
 /// Runs f on a thread of its own and waits for it up to `limit`. What it throws is thrown here. \returns false if it
 /// takes longer: the thread is then left behind, with all that f owns, so f must own whatever it uses.
 inline bool ends_within(std::chrono::milliseconds limit, std::function<void()> f) {
-  struct Ending {
+  struct Result {
     std::mutex mutex;
     std::condition_variable told;
     bool ended = false;
     std::exception_ptr error;
   };
-  auto const ending = std::make_shared<Ending>();
+  auto const ending = std::make_shared<Result>();
   std::thread([ending, f = std::move(f)]() mutable {
     std::exception_ptr error;
     try {

@@ -16,6 +16,7 @@
 #include "pardl/comm/backend/gloo.hpp"
 #include "pardl/comm/backend/nccl.hpp"
 #include "pardl/comm/backend/self.hpp"
+#include "pardl/comm/backend/shm.hpp"
 #include "pardl/comm/detail/c10d_version.hpp"
 #include "pardl/comm/detail/roll_call.hpp"
 #include "pardl/comm/detail/traced_backend.hpp"
@@ -37,7 +38,7 @@ inline constexpr bool has_nccl = false;
 
 /// Everything a backend needs to know.
 struct BackendPlan {
-  std::string name;                    ///< "self", "gloo" or "nccl"
+  std::string name;                    ///< "self", "shm", "gloo" or "nccl"
   torch::Device device = torch::kCPU;  ///< where this rank computes
   int rank = 0;                        ///< of this process in the group
   int size = 1;                        ///< ranks in the group
@@ -62,6 +63,7 @@ inline void check_backend(std::string const& name, int rank, int size) {
     throw ConfigError(
         sentence("comm", rank, size, "the backend \"self\" is for a world of one", "use gloo on CPUs, nccl on GPUs"));
   }
+  if (name == "shm") return;
   if (name == "gloo") {
     if (has_gloo) return;
     throw ConfigError(sentence("comm", rank, size, "this program was built without Gloo",
@@ -73,12 +75,18 @@ inline void check_backend(std::string const& name, int rank, int size) {
                                "link the CMake target pardl::nccl, or name the backend gloo"));
   }
   throw ConfigError(
-      sentence("comm", rank, size, "no backend is called \"" + name + "\"", "there are self, gloo, nccl"));
+      sentence("comm", rank, size, "no backend is called \"" + name + "\"", "there are self, shm, gloo, nccl"));
 }
 
 /// Every rank of the plan must call it.
 inline c10::intrusive_ptr<c10d::Backend> make_backend(BackendPlan const& plan) {
   check_backend(plan.name, plan.rank, plan.size);
+  if (plan.name == "shm") {
+    if (!plan.one_host)
+      throw ConfigError(sentence("comm", plan.rank, plan.size, "the backend \"shm\" is for ranks of one host",
+                                 "use gloo over several"));
+    return backend::shm(plan.store, plan.rank, plan.size, {.timeout = plan.timeout});
+  }
 #ifdef PARDL_WITH_GLOO
   if (plan.name == "gloo")
     return backend::gloo(plan.store, plan.rank, plan.size,
@@ -92,10 +100,21 @@ inline c10::intrusive_ptr<c10d::Backend> make_backend(BackendPlan const& plan) {
   return backend::self();
 }
 
-/// The c10d group around a backend, and the decorator between them (null in a world of one, where nothing can fail).
+/// How a group hears that a rank cannot go on, and how it ends, whatever stands below c10d. Empty where nothing can
+/// fail: in a world of one, and for a group that was adopted.
+struct Lifeline {
+  std::function<void(std::string const&)> announce = {};  ///< tells the other ranks why this one ends; up to a second
+  std::function<bool()> failed = {};
+  std::function<void()> check_unheard = {};  ///< throws if the group has failed and no caller has been told
+  std::function<void()> shutdown = {};
+
+  explicit operator bool() const noexcept { return announce != nullptr; }
+};
+
+/// The c10d group around a backend.
 struct MadeGroup {
   GroupPtr group;
-  c10::intrusive_ptr<TracedBackend> traced;
+  Lifeline line;
 };
 
 /// Every rank of the plan must call it. c10d knows the group by the backend's own type and name, and treats it as it
@@ -109,7 +128,13 @@ inline MadeGroup make_group(BackendPlan const& plan) {
   if (nccl && plan.device.has_index()) {
     result.group->setBoundDeviceId(plan.device);
   }
-  if (plan.size > 1) {
+  if (plan.name == "shm") {  // which stamps its operations itself, in the memory that all ranks see
+    auto shm = c10::static_intrusive_pointer_cast<ShmBackend>(made);
+    result.line = {.announce = [shm](std::string const& why) { shm->engine().announce(why); },
+                   .failed = [shm] { return shm->engine().failed(); },
+                   .check_unheard = [shm] { shm->engine().check_unheard(); },
+                   .shutdown = [shm] { shm->shutdown(); }};
+  } else if (plan.size > 1) {
     // Weak: the roll call outlives the group for a moment, the transport must not.
     auto transport = [weak = c10::weak_intrusive_ptr<c10d::Backend>(made)]() -> std::string {
       auto const backend = weak.lock();
@@ -124,9 +149,13 @@ inline MadeGroup make_group(BackendPlan const& plan) {
                                  .timeout = plan.timeout,
                                  .store_host = plan.store_host,
                                  .transport = nccl ? std::function<std::string()>(transport) : nullptr});
-    result.traced =
+    auto traced =
         c10::make_intrusive<TracedBackend>(std::move(made), std::move(roll), nccl ? Order::stream : Order::host);
-    made = result.traced;
+    result.line = {.announce = [traced](std::string const& why) { traced->roll().announce(why); },
+                   .failed = [traced] { return traced->roll().failed(); },
+                   .check_unheard = [traced] { traced->roll().check_unheard(); },
+                   .shutdown = [traced] { traced->shutdown(); }};
+    made = traced;
   }
   if (!nccl) result.group->setBackend(c10::DeviceType::CPU, type, made);
   result.group->setBackend(c10::DeviceType::CUDA, type, made);

@@ -1,0 +1,384 @@
+// SPDX-License-Identifier: MIT
+/// \file   A rank's operations over shared memory: their order, who moves them on, and how they end when a rank fails.
+/// \layer  comm, private.
+///
+/// Whoever calls an operation, waits for one or asks for its future moves all of this rank's operations on, as far as
+/// they can go without waiting. Where each rank has a core to spare, a thread does so too while nobody waits.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "pardl/comm/detail/post_mortem.hpp"
+#include "pardl/comm/detail/shm/board.hpp"
+#include "pardl/comm/detail/shm/call.hpp"
+#include "pardl/comm/detail/shm/collective.hpp"
+#include "pardl/comm/detail/shm/messages.hpp"
+#include "pardl/comm/detail/shm/peers.hpp"
+#include "pardl/comm/detail/shm/verdict.hpp"
+#include "pardl/comm/detail/shm/work.hpp"
+#include "pardl/comm/detail/stamp.hpp"
+#include "pardl/comm/detail/translate.hpp"
+#include "pardl/policy/error.hpp"
+#include "pardl/version.hpp"
+
+namespace pardl::inline PARDL_ABI::detail::shm {
+
+/// Who moves operations on.
+enum class Progress : std::uint8_t {
+  automatic,  ///< a thread where this rank has two cores or more to itself, else the caller
+  caller,     ///< calls into the backend only; an operation that somebody chains on is over when its future is there
+  thread      ///< a thread of each group too, so that operations go on while nobody waits
+};
+
+class Engine : public std::enable_shared_from_this<Engine> {
+ public:
+  struct Plan {
+    int rank = 0;
+    int size = 1;
+    std::chrono::milliseconds timeout{600'000};
+    Progress progress = Progress::caller;
+    int looks = 2'000;  ///< before it sleeps
+  };
+
+  Engine(Meeting meeting, Plan plan)
+      : plan_(plan),
+        timeout_(plan.timeout),
+        ground_(std::move(meeting.ground)),
+        verdict_(ground_, plan.rank, plan.size),
+        pulse_(std::move(meeting.pulse)),
+        mover_(ground_, static_cast<std::size_t>(plan.rank)),
+        mail_(ground_, static_cast<std::size_t>(plan.rank)) {}
+  Engine(Engine const&) = delete;
+  Engine& operator=(Engine const&) = delete;
+
+  [[nodiscard]] Sizes const& sizes() const noexcept { return ground_.sizes(); }
+  [[nodiscard]] std::uint64_t issued() const noexcept { return issued_; }
+
+  /// \throws CommError, CommTimeout where the group has failed before.
+  void start(WorkHandle const& work) {
+    {
+      std::lock_guard const lock(mutex_);
+      auto& stamp = work->stamp;
+      if (verdict_.given() || ended_) heard_ = true, verdict_.refuse(stamp);
+      if (stamp.timeout.count() < 0) stamp.timeout = timeout_;
+      work->deadline = Clock::now() + stamp.timeout;
+      if (work->message) {
+        stamp.number = ++messages_;
+        bool const sends = std::string_view(stamp.name) == "send";
+        letters_.push_back(work);
+        sends ? mail_.send(work->message) : mail_.receive(work->message);
+      } else {
+        stamp.number = ++issued_;
+        queue_.push_back(work);
+      }
+    }
+    (void)drive();
+    if (plan_.progress == Progress::thread && !work->over()) wake_helper();
+  }
+
+  /// Moves operations on. \returns whether any was; false also while another thread does it.
+  bool drive() {
+    std::unique_lock lock(mutex_, std::try_to_lock);
+    if (!lock) return false;
+    std::vector<Ended> ended;
+    bool const moved = step(ended);
+    lock.unlock();
+    finish(ended);
+    return moved;
+  }
+
+  /// Until the work is over. \throws what it ended with; CommTimeout at the caller's own limit, if it has one.
+  void wait(ShmWork& work, std::chrono::milliseconds limit) {
+    bring_to_end(work, limit.count() > 0 ? Clock::now() + limit : Clock::time_point::max());
+    if (auto const error = work.exception()) {
+      heard_ = true;
+      std::rethrow_exception(error);
+    }
+  }
+  void bring_to_end(ShmWork& work, Clock::time_point until = Clock::time_point::max()) {
+    for (int look = 0; !work.over();) {
+      if (drive()) {
+        look = 0;
+      } else if (++look < plan_.looks) {
+        relax();
+      } else {
+        look = 0;
+        doze([&] { return work.over(); });
+        if (Clock::now() < until || work.over()) continue;
+        std::lock_guard const lock(mutex_);
+        fail_late(work);
+      }
+    }
+  }
+
+  // ---- failure ----
+
+  /// Tells the other ranks that this one cannot go on.
+  void announce(std::string const& why) noexcept {
+    try {
+      verdict_.give("it failed: " + first_line(why), false, nullptr);
+      while (drive()) {
+      }
+    } catch (...) {  // a rank that is failing has worse to tell
+    }
+  }
+  [[nodiscard]] bool failed() const noexcept { return verdict_.given(); }
+  void check_unheard() {
+    if (!verdict_.given() || heard_) return;
+    heard_ = true;
+    std::rethrow_exception(verdict_.error_of(nullptr));
+  }
+  void set_timeout(std::chrono::milliseconds timeout) {
+    std::lock_guard const lock(mutex_);
+    timeout_ = timeout;
+  }
+
+  /// Ends this rank's part: what is under way may take up to `limit`.
+  void shutdown(std::chrono::milliseconds limit) noexcept {
+    try {
+      auto const until = Clock::now() + limit;
+      auto const idle = [this] {
+        std::lock_guard const lock(mutex_);
+        return queue_.empty() && letters_.empty();
+      };
+      while (!verdict_.given() && !idle() && Clock::now() < until)
+        if (!drive()) doze(idle);
+      std::vector<Ended> ended;
+      {
+        std::lock_guard const lock(mutex_);
+        if (ended_) return;
+        ended_ = true;
+        end_all(ended);
+        std::uint32_t here = present;
+        seat().state.compare_exchange_strong(here, left, std::memory_order_seq_cst);
+      }
+      ground_.board().bell.ring();
+      finish(ended);
+      {
+        std::lock_guard const lock(helper_mutex_);
+        helper_stop_ = true;
+      }
+      helper_wake_.notify_all();
+      if (helper_.joinable()) {
+        if (helper_.get_id() == std::this_thread::get_id())
+          helper_.detach();
+        else
+          helper_.join();
+      }
+    } catch (...) {  // the end of a group has nobody to tell
+    }
+  }
+  [[nodiscard]] bool chains_block() const noexcept { return plan_.progress != Progress::thread; }
+
+ private:
+  struct Ended {
+    WorkHandle work;
+    std::exception_ptr error;
+  };
+
+  [[nodiscard]] Seat& seat() const noexcept { return ground_.seat(static_cast<std::size_t>(plan_.rank)); }
+
+  // ---- under the lock ----
+
+  bool step(std::vector<Ended>& ended) {
+    if (verdict_.given()) {
+      bool const some = !queue_.empty() || !letters_.empty();
+      end_all(ended);
+      return some;
+    }
+    bool moved = mail_.advance();
+    std::erase_if(letters_, [&](WorkHandle const& letter) {  // also one that had come before it was asked for
+      if (!letter->message->over) return false;
+      ended.push_back({letter, nullptr});
+      return moved = true;
+    });
+    if (!mail_.odd().empty()) return fail_odd(letters_.empty() ? nullptr : letters_.front().get(), mail_.odd(), ended);
+    while (!queue_.empty()) {
+      auto& work = *queue_.front();
+      if (!begun_) {
+        mover_.begin(*work.collective);
+        begun_ = true;
+      }
+      moved |= mover_.advance(*work.collective);
+      if (!mover_.odd().empty()) return fail_odd(&work, mover_.odd(), ended);
+      if (!mover_.over(*work.collective)) break;
+      seat().finished.store(work.collective->call.number, std::memory_order_relaxed);
+      ended.push_back({std::move(queue_.front()), nullptr});
+      queue_.pop_front();
+      begun_ = false;
+    }
+    return moved;
+  }
+
+  bool fail_odd(ShmWork* origin, std::string const& what, std::vector<Ended>& ended) {
+    verdict_.give("failed: " + what, false, origin ? &origin->stamp : nullptr);
+    end_all(ended);
+    return true;
+  }
+
+  void end_all(std::vector<Ended>& ended) {
+    for (auto* list : {&queue_, &letters_})
+      for (auto& work : *list) ended.push_back({work, verdict_.error_of(&work->stamp)});
+    queue_.clear();
+    letters_.clear();
+    begun_ = false;
+  }
+
+  // ---- any time ----
+
+  void fail_late(ShmWork& work) { verdict_.give("timed out after " + in_words(work.stamp.timeout), true, &work.stamp); }
+
+  void finish(std::vector<Ended>& ended) {
+    if (ended.empty()) return;
+    for (auto& each : ended) each.work->end(std::move(each.error));
+    ground_.board().bell.ring();  // for threads of this rank that wait for one of them
+  }
+
+  template <class Ready>
+  void doze(Ready&& ready) {
+    ground_.board().bell.sleep(std::chrono::milliseconds(50), [&] { return drive() || ready(); });
+    look_after();
+  }
+
+  /// Deaths, departures and deadlines: what no bell tells.
+  void look_after() {
+    std::lock_guard const lock(mutex_);
+    if (verdict_.given() || ended_) return;
+    if (verdict_.half_given()) return;
+    ShmWork* const first = !queue_.empty()     ? queue_.front().get()
+                           : !letters_.empty() ? letters_.front().get()
+                                               : nullptr;
+    auto const lost = [&](std::size_t rank, char const* how) {
+      verdict_.give("failed: rank " + std::to_string(rank) + how, false, first ? &first->stamp : nullptr);
+    };
+    for (auto const rank : pulse_.ended()) {
+      std::uint32_t here = present;
+      if (ground_.seat(rank).state.compare_exchange_strong(here, dead, std::memory_order_seq_cst) || here == dead)
+        return lost(rank, " has died");
+    }
+    for (std::size_t r = 0; r < ground_.sizes().ranks; ++r) {
+      if (ground_.seat(r).state.load(std::memory_order_acquire) != left) continue;
+      bool const misses =
+          !queue_.empty() && ground_.seat(r).announced.load(std::memory_order_acquire) < mover_.number();
+      if (misses || (!letters_.empty() && waits_for(r))) return lost(r, " has ended the group");
+    }
+    auto const now = Clock::now();
+    for (auto* list : {&queue_, &letters_})
+      for (auto const& work : *list)
+        if (now >= work->deadline) return fail_late(*work);
+  }
+  /// Whether a message to or from this rank cannot go on without it.
+  [[nodiscard]] bool waits_for(std::size_t rank) const {
+    return std::any_of(letters_.begin(), letters_.end(), [&](WorkHandle const& letter) {
+      return letter->message->peer == static_cast<int>(rank) && mail_.stuck(*letter->message);
+    });
+  }
+
+  // ---- the thread ----
+
+  void wake_helper() {
+    std::lock_guard const lock(helper_mutex_);
+    if (helper_stop_) return;
+    helper_has_work_ = true;
+    if (!helper_.joinable()) helper_ = std::thread([self = shared_from_this()] { self->help(); });
+    helper_wake_.notify_one();
+  }
+  void help() noexcept {
+    for (;;) {
+      {
+        std::unique_lock lock(helper_mutex_);
+        helper_wake_.wait(lock, [&] { return helper_stop_ || helper_has_work_; });
+        if (helper_stop_) return;
+        helper_has_work_ = false;
+      }
+      auto const idle = [this] {
+        std::lock_guard const lock(mutex_);
+        return queue_.empty() && letters_.empty();
+      };
+      while (!idle())
+        if (!drive()) doze(idle);
+    }
+  }
+
+  Plan const plan_;
+  std::chrono::milliseconds timeout_;
+  std::mutex mutex_;
+  Ground ground_;
+  Verdict verdict_;
+  Pulse pulse_;
+  Mover mover_;
+  Mailbox mail_;
+  std::deque<WorkHandle> queue_;  ///< collectives, in the order of the calls: one at a time
+  std::deque<WorkHandle> letters_;
+  bool begun_ = false;  ///< the first of the queue is announced
+  bool ended_ = false;
+  std::atomic<std::uint64_t> issued_{0};
+  std::uint64_t messages_ = 0;
+  std::atomic<bool> heard_{false};
+
+  std::mutex helper_mutex_;
+  std::condition_variable helper_wake_;
+  std::thread helper_;
+  bool helper_stop_ = false, helper_has_work_ = false;
+};
+
+inline void ShmWork::end(std::exception_ptr error) {
+  if (!error && finish_) try {
+      finish_();
+    } catch (...) {
+      error = std::current_exception();
+    }
+  finish_ = nullptr;
+  kept.clear();
+  c10::intrusive_ptr<c10::ivalue::Future> future;
+  {
+    std::lock_guard const lock(future_mutex_);
+    error_ = error;
+    over_.store(true, std::memory_order_seq_cst);
+    future = future_;
+  }
+  if (!future) return;
+  if (error)
+    future->setError(error);
+  else
+    future->markCompleted(c10::IValue(result_));
+}
+inline bool ShmWork::isCompleted() {
+  if (!over()) (void)engine_->drive();
+  return over();
+}
+inline bool ShmWork::wait(std::chrono::milliseconds limit) {
+  engine_->wait(*this, limit);
+  return true;
+}
+inline c10::intrusive_ptr<c10::ivalue::Future> ShmWork::getFuture() {
+  if (!over() && engine_->chains_block()) engine_->bring_to_end(*this);
+  std::unique_lock lock(future_mutex_);
+  if (future_) return future_;
+  future_ =
+      c10::make_intrusive<c10::ivalue::Future>(c10::ListType::create(c10::TensorType::get()), devices_of(result_));
+  auto const future = future_;
+  bool const done = over();
+  lock.unlock();
+  if (done && error_)
+    future->setError(error_);
+  else if (done)
+    future->markCompleted(c10::IValue(result_));
+  return future;
+}
+
+}  // namespace pardl::inline PARDL_ABI::detail::shm

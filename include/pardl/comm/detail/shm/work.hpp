@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: MIT
+/// \file   One operation over shared memory: the handle that its caller waits for.
+/// \layer  comm, private.
+#pragma once
+
+#include <ATen/core/ivalue.h>
+#include <torch/types.h>
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <torch/csrc/distributed/c10d/Work.hpp>
+#include <utility>
+#include <vector>
+
+#include "pardl/comm/detail/shm/collective.hpp"
+#include "pardl/comm/detail/shm/messages.hpp"
+#include "pardl/comm/detail/stamp.hpp"
+#include "pardl/version.hpp"
+
+namespace pardl::inline PARDL_ABI::detail::shm {
+
+using Clock = std::chrono::steady_clock;
+class Engine;
+
+/// An operation under way: the caller's handle, and all that the engine knows of it.
+class ShmWork final : public c10d::Work {
+ public:
+  ShmWork(std::shared_ptr<Engine> engine, c10d::OpType type, Stamp its_stamp, std::vector<at::Tensor> result,
+          std::function<void()> finish)
+      : Work(-1, type),
+        stamp(std::move(its_stamp)),
+        engine_(std::move(engine)),
+        result_(std::move(result)),
+        finish_(std::move(finish)) {}
+
+  // For the engine alone, under its lock.
+  Stamp stamp;
+  Clock::time_point deadline{};
+  std::optional<Collective> collective;
+  std::shared_ptr<Message> message;
+  std::vector<at::Tensor> kept;  ///< what the rows lie in
+
+  [[nodiscard]] bool over() const noexcept { return over_.load(std::memory_order_seq_cst); }
+  /// Once, without the engine's lock: callbacks may begin other operations.
+  void end(std::exception_ptr error);
+
+  bool isCompleted() override;
+  bool isSuccess() const override { return over() && !error_; }
+  std::exception_ptr exception() const override { return over() ? error_ : nullptr; }
+  bool wait(std::chrono::milliseconds limit) override;
+  void synchronize() override { wait(kNoTimeout); }
+  void abort() override {}
+  int sourceRank() const override { return message ? message->peer : -1; }
+  std::vector<at::Tensor> result() override { return result_; }
+  std::uint64_t getSequencenumber() const override { return stamp.number; }
+  c10::intrusive_ptr<c10::ivalue::Future> getFuture() override;
+
+ private:
+  std::shared_ptr<Engine> engine_;
+  std::vector<at::Tensor> result_;
+  std::function<void()> finish_;
+  std::atomic<bool> over_{false};
+  std::exception_ptr error_;
+  std::mutex future_mutex_;
+  c10::intrusive_ptr<c10::ivalue::Future> future_;
+};
+using WorkHandle = c10::intrusive_ptr<ShmWork>;
+
+}  // namespace pardl::inline PARDL_ABI::detail::shm

@@ -1,0 +1,347 @@
+// SPDX-License-Identifier: MIT
+// What shared memory promises beyond what every backend does (collectives.test.cpp): the order of sums, any size and
+// dtype, many ranks, messages in any order, operations that nobody waits for, and errors that name both sides.
+#include <torch/torch.h>
+
+#include <chrono>
+#include <cmath>
+#include <condition_variable>
+#include <cstdint>
+#include <exception>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <torch/csrc/distributed/c10d/HashStore.hpp>
+#include <vector>
+
+#include "pardl/comm/backend/shm.hpp"
+#include "pardl/comm/collectives.hpp"
+#include "pardl/comm/process_group.hpp"
+#include "support/ranks.hpp"
+
+// Last: LibTorch's logging has a CHECK of its own.
+#include <doctest/doctest.h>
+
+namespace {
+
+using pardl::ProcessGroup;
+using pardl::ReduceOp;
+using pardl::detail::shm::Progress;
+using Tensors = std::vector<torch::Tensor>;
+
+template <class F>
+void over_shm(int n, F&& f) {
+  pardl::testing::with_ranks(n, f, {.backend = "shm"});
+}
+
+bool has(std::string const& text, std::string const& part) { return text.find(part) != std::string::npos; }
+
+/// Rank r's numbers, the same in every process and thread.
+torch::Tensor drawn(int r, std::int64_t count, torch::Dtype dtype = torch::kFloat32) {
+  auto generator = at::make_generator<at::CPUGeneratorImpl>(static_cast<std::uint64_t>(100 + r));
+  return torch::randn({count}, generator).to(dtype);
+}
+
+/// Added in the order of ranks, in float, rounded once.
+torch::Tensor sum_in_order(int n, std::int64_t count, torch::Dtype dtype = torch::kFloat32) {
+  auto const wide = dtype == torch::kFloat64 ? torch::kFloat64 : torch::kFloat32;
+  auto sum = drawn(0, count, dtype).to(wide);
+  for (int r = 1; r < n; ++r) sum = sum + drawn(r, count, dtype).to(wide);
+  return sum.to(dtype);
+}
+
+/// Backends without a group around them, on threads; f(backend, rank).
+template <class F>
+void bare(int n, pardl::ShmOptions options, F&& f) {
+  if (options.timeout == std::chrono::minutes(10)) options.timeout = std::chrono::seconds(30);
+  auto const store = c10::make_intrusive<c10d::HashStore>();
+  std::vector<std::thread> threads;
+  std::mutex mutex;
+  std::exception_ptr first;
+  for (int rank = 0; rank < n; ++rank)
+    threads.emplace_back([&, rank] {
+      try {
+        auto const backend = pardl::backend::shm(store, rank, n, options);
+        f(*backend, rank);
+      } catch (...) {
+        std::lock_guard const lock(mutex);
+        if (!first) first = std::current_exception();
+      }
+    });
+  for (auto& thread : threads) thread.join();
+  if (first) std::rethrow_exception(first);
+}
+
+/// What the call throws, in words.
+template <class F>
+std::string thrown(F&& f) {
+  try {
+    f();
+  } catch (pardl::CommTimeout const& e) {
+    return std::string("CommTimeout ") + e.what();
+  } catch (pardl::CommError const& e) {
+    return std::string("CommError ") + e.what();
+  }
+  return "nothing";
+}
+
+}  // namespace
+
+TEST_CASE("sums run in the order of ranks, whatever the size, the slots and the layout, bit for bit on all ranks") {
+  for (int const n : {2, 3, 5})
+    for (std::size_t const slot : {std::size_t{4} << 10, std::size_t{256} << 10})
+      for (std::size_t const read_all : {std::size_t{0}, std::size_t{1} << 20})
+        bare(n, {.slot = slot, .read_all = read_all}, [n](c10d::Backend& backend, int rank) {
+          for (auto const dtype : {torch::kFloat32, torch::kFloat64, torch::kFloat16, torch::kBFloat16})
+            for (std::int64_t const count : {1, 7, 511, 513, 1000, 4096, 100'003}) {
+              Tensors t{drawn(rank, count, dtype)};
+              backend.allreduce(t, {})->wait();
+              CHECK(torch::equal(t[0], sum_in_order(n, count, dtype)));
+            }
+          // Cut into other pieces, the same bits.
+          auto const whole = drawn(rank, 30'000);
+          auto const pieces = whole.split_with_sizes({1, 9'999, 12'345, 7'655});
+          Tensors many(pieces.begin(), pieces.end());
+          backend.allreduce_coalesced(many, {})->wait();
+          CHECK(torch::equal(whole, sum_in_order(n, 30'000)));
+        });
+}
+
+TEST_CASE("every dtype that has an operation is reduced, and the others are refused in a sentence") {
+  over_shm(3, [](ProcessGroup world) {
+    auto const reduced = [&](torch::Tensor tensor, c10d::ReduceOp::RedOpType op) {
+      Tensors t{tensor};
+      c10d::AllreduceOptions options;
+      options.reduceOp = op;
+      world.c10d()->allreduce(t, options)->wait();
+      return tensor;
+    };
+    auto const r = world.rank();
+    for (auto const dtype : {torch::kInt8, torch::kUInt8, torch::kInt16, torch::kInt32, torch::kInt64, torch::kUInt16,
+                             torch::kUInt32, torch::kUInt64}) {
+      CHECK(torch::equal(reduced(torch::full({70}, r + 2, dtype), c10d::ReduceOp::PRODUCT).to(torch::kInt64),
+                         torch::full({70}, 24, torch::kInt64)));
+      CHECK(torch::equal(reduced(torch::full({70}, r + 1, dtype), c10d::ReduceOp::BXOR).to(torch::kInt64),
+                         torch::full({70}, 0, torch::kInt64)));
+    }
+    auto const least = reduced(torch::full({5}, r - 1, torch::kInt8), c10d::ReduceOp::MIN);
+    CHECK(torch::equal(least, torch::full({5}, -1, torch::kInt8)));
+    auto const truth = torch::tensor({r == 0, false, true}, torch::kBool);
+    CHECK(torch::equal(reduced(truth.clone(), c10d::ReduceOp::SUM), torch::tensor({true, false, true}, torch::kBool)));
+    CHECK(torch::equal(reduced(truth.clone(), c10d::ReduceOp::MIN), torch::tensor({false, false, true}, torch::kBool)));
+    for (auto const dtype : {torch::kComplexFloat, torch::kComplexDouble}) {
+      auto const z = torch::complex(torch::full({9}, r + 1.0, torch::kDouble), torch::ones({9}, torch::kDouble));
+      auto const sum = torch::complex(torch::full({9}, 6.0, torch::kDouble), torch::full({9}, 3.0, torch::kDouble));
+      CHECK(torch::equal(reduced(z.to(dtype).clone(), c10d::ReduceOp::SUM), sum.to(dtype)));
+      CHECK(torch::allclose(reduced(z.to(dtype).clone(), c10d::ReduceOp::AVG), (sum / 3).to(dtype)));
+      CHECK_THROWS_WITH_AS(reduced(z.to(dtype).clone(), c10d::ReduceOp::MAX),
+                           doctest::Contains("have no such operation"), pardl::ConfigError);
+    }
+    CHECK_THROWS_AS(reduced(torch::ones({3}, torch::kInt32), c10d::ReduceOp::AVG), pardl::ConfigError);
+    // A NaN wins, as in torch.maximum.
+    auto const nan =
+        reduced(torch::tensor({r == 1 ? std::nanf("") : 1.0F, static_cast<float>(r)}), c10d::ReduceOp::MAX);
+    CHECK(nan[0].isnan().item<bool>());
+    CHECK(nan[1].item<float>() == 2);
+  });
+}
+
+TEST_CASE("tensors with gaps, on any layout, and lists of uneven size are taken as they are") {
+  over_shm(3, [](ProcessGroup world) {
+    auto const r = world.rank();
+    auto wide = torch::zeros({40, 50});
+    Tensors t{wide.slice(1, 0, 50, 2)};
+    t[0].fill_(r + 1);
+    world.c10d()->allreduce(t)->wait();
+    CHECK(wide.sum().item<float>() == 6 * 40 * 25);
+    Tensors images{torch::full({2, 3, 4, 4}, r + 1.0).contiguous(torch::MemoryFormat::ChannelsLast)};
+    world.c10d()->allreduce(images)->wait();
+    CHECK(torch::equal(images[0], torch::full({2, 3, 4, 4}, 6.0)));
+    std::vector<Tensors> out{{torch::zeros({1}), torch::zeros({1'000'000}), torch::zeros({3})}};
+    Tensors in{torch::full(out[0][static_cast<std::size_t>(r)].sizes(), r + 1.0)};
+    world.c10d()->allgather(out, in)->wait();
+    for (int q = 0; q < 3; ++q)
+      CHECK(torch::equal(out[0][static_cast<std::size_t>(q)],
+                         torch::full_like(out[0][static_cast<std::size_t>(q)], q + 1.0)));
+  });
+}
+
+TEST_CASE("32 ranks on few cores, all collectives, subgroups") {
+  over_shm(32, [](ProcessGroup world) {
+    auto const r = world.rank();
+    for (std::int64_t const count : {1, 1000, 200'000}) {
+      auto t = torch::full({count}, r + 1.0);
+      pardl::all_reduce(world, t).wait();
+      CHECK(torch::equal(t, torch::full({count}, 528.0)));
+    }
+    auto all = torch::zeros({32 * 3});
+    pardl::all_gather_into(world, all, torch::full({3}, static_cast<float>(r))).wait();
+    CHECK(all[3 * 31].item<float>() == 31);
+    auto out = torch::zeros({32 * 5});
+    pardl::all_to_all_single(world, out, torch::arange(32 * 5) + 1000.0F * static_cast<float>(r)).wait();
+    CHECK(out[5 * 7 + 1].item<float>() == 7000 + 5 * static_cast<float>(r) + 1);
+    auto const part = world.split(r % 2);
+    REQUIRE(part);
+    CHECK(part->backend() == "shm");
+    CHECK(pardl::all_sum(*part, r) == (r % 2 == 0 ? 240 : 256));
+    pardl::barrier(world);
+  });
+}
+
+TEST_CASE("operations go on in a thread, or in whoever waits, in any order of waiting; futures come either way") {
+  for (auto const progress : {Progress::caller, Progress::thread})
+    bare(3, {.progress = progress}, [](c10d::Backend& backend, int rank) {
+      std::vector<c10::intrusive_ptr<c10d::Work>> works;
+      std::vector<Tensors> tensors;
+      for (int i = 0; i < 40; ++i) {
+        tensors.push_back({torch::full({i % 3 == 0 ? 300'000 : 5}, rank + i + 0.0)});
+        works.push_back(backend.allreduce(tensors.back(), {}));
+      }
+      auto const sum_of = [](int i) { return 3.0 * i + 3; };
+      auto const chained = works[20]->getFuture()->then(
+          [](c10::ivalue::Future& done) { return c10::IValue(done.value().toTensorVector().at(0).sum()); },
+          c10::TensorType::get());
+      chained->wait();
+      CHECK(chained->value().toTensor().item<double>() == doctest::Approx(sum_of(20) * 5));
+      for (std::size_t i = works.size(); i-- > 0;) works[i]->wait();
+      for (int i = 0; i < 40; ++i) CHECK(tensors[static_cast<std::size_t>(i)][0].min().item<double>() == sum_of(i));
+      CHECK(works[0]->isSuccess());
+    });
+}
+
+TEST_CASE("with a thread, an operation ends although nobody waits for it") {
+  bare(2, {.progress = Progress::thread}, [](c10d::Backend& backend, int rank) {
+    Tensors t{torch::full({2'000'000}, rank + 1.0)};
+    auto const work = backend.allreduce(t, {});
+    std::mutex mutex;
+    std::condition_variable told;
+    bool over = false;
+    work->getFuture()->addCallback([&](c10::ivalue::Future&) {
+      std::lock_guard const lock(mutex);
+      over = true;
+      told.notify_all();
+    });
+    std::unique_lock lock(mutex);
+    CHECK(told.wait_for(lock, std::chrono::seconds(60), [&] { return over; }));
+    CHECK(t[0].min().item<float>() == 3);
+  });
+}
+
+TEST_CASE("messages larger than a channel, all sent first, in any order of tags, from anybody") {
+  over_shm(3, [](ProcessGroup world) {
+    auto const me = world.rank(), n = world.size();
+    std::vector<pardl::Work> sends;
+    for (int to = 0; to < n; ++to)
+      for (int const tag : {1, 2, 3})
+        if (to != me) sends.push_back(pardl::send(world, torch::full({tag * 500'001}, me * 10.0 + tag), to, tag));
+    for (int const tag : {3, 1, 2})
+      for (int from = 0; from < n; ++from)
+        if (from != me) {
+          auto t = torch::zeros({tag * 500'001});
+          pardl::recv(world, t, from, tag).wait();
+          CHECK(torch::equal(t, torch::full_like(t, from * 10.0 + tag)));
+        }
+    for (auto& send : sends) send.wait();
+    auto const done = pardl::send(world, torch::full({3}, me, torch::kInt64), (me + 1) % n, 9);
+    auto any = torch::zeros({3}, torch::kInt64);
+    auto const from = pardl::recv_any(world, any, 9);
+    CHECK(from == (me + n - 1) % n);
+    CHECK(any[0].item<std::int64_t>() == from);
+    auto nothing = torch::zeros({0});
+    auto const empty = pardl::send(world, nothing, (me + 1) % n, 4);
+    pardl::recv(world, nothing, (me + n - 1) % n, 4).wait();
+    pardl::barrier(world);
+  });
+}
+
+TEST_CASE("operations between startCoalescing and endCoalescing are waited for as one") {
+  bare(2, {}, [](c10d::Backend& backend, int rank) {
+    Tensors a{torch::full({4}, rank + 1.0)}, b{torch::zeros({4})};
+    backend.startCoalescing();
+    auto const send = backend.send(a, 1 - rank, 0);
+    auto const recv = backend.recv(b, 1 - rank, 0);
+    auto const both = backend.endCoalescing();
+    both->wait();
+    CHECK(both->isCompleted());
+    CHECK(b[0][0].item<float>() == 2 - rank);
+    Tensors outs{torch::zeros({2}), torch::zeros({4})}, ins{torch::full({1}, rank + 0.0), torch::full({2}, rank + 5.0)};
+    backend.allgather_into_tensor_coalesced(outs, ins, {})->wait();
+    CHECK(torch::equal(outs[1], torch::tensor({5.0F, 5.0F, 6.0F, 6.0F})));
+  });
+}
+
+TEST_CASE("sparse tensors are summed in the order of ranks") {
+  over_shm(3, [](ProcessGroup world) {
+    auto const r = world.rank();
+    auto const indices = torch::tensor({r, 2 + r % 2}, torch::kInt64).view({1, 2});
+    Tensors t{torch::sparse_coo_tensor(indices, torch::full({2, 2}, r + 1.0), {5, 2})};
+    world.c10d()->allreduce(t)->wait();
+    auto expected = torch::zeros({5, 2});
+    for (int q = 0; q < 3; ++q) {
+      expected[q] += q + 1.0;
+      expected[2 + q % 2] += q + 1.0;
+    }
+    CHECK(torch::equal(t[0].to_dense(), expected));
+  });
+}
+
+TEST_CASE("ranks that mean different things all get a sentence with both sides") {
+  auto const both = [](auto&& first, auto&& second, std::string const& one, std::string const& other) {
+    over_shm(2, [&](ProcessGroup world) {
+      auto const text = thrown([&] { world.rank() == 0 ? first(world) : second(world); });
+      CHECK_MESSAGE(has(text, "CommError [comm] rank " + std::to_string(world.rank()) + "/2: "), text);
+      CHECK_MESSAGE(has(text, one), text);
+      CHECK_MESSAGE(has(text, other), text);
+    });
+  };
+  auto const sum = [](std::int64_t count, torch::Dtype dtype = torch::kFloat32) {
+    return [=](ProcessGroup world) { pardl::all_reduce(world, torch::ones({count}, dtype)).wait(); };
+  };
+  auto const copy = [](ProcessGroup world) {  // its root has nobody to wait for, and hears at the next one
+    pardl::broadcast(world, torch::ones({5}), 1).wait();
+    pardl::barrier(world);
+  };
+  both(sum(5), copy, "all_reduce #1 (float32[5])", "broadcast #1 from rank 1 (float32[5])");
+  both(sum(5), sum(6), "all_reduce #1 (float32[5])", "all_reduce #1 (float32[6])");
+  both(sum(5), sum(5, torch::kFloat64), "float32[5]", "float64[5]");
+  both(sum(5'000'000), sum(6'000'000), "float32[5000000]", "float32[6000000]");
+  auto const letter = [](std::int64_t count) {
+    return [=](ProcessGroup world) {
+      if (world.rank() == 0) return pardl::send(world, torch::ones({3}), 1).wait(), pardl::barrier(world);
+      auto t = torch::ones({count});
+      pardl::recv(world, t, 0).wait();
+    };
+  };
+  both(letter(4), letter(4), "rank 0 sends 12 bytes with tag 0, this rank receives 16", "tag 0");
+}
+
+TEST_CASE("a timeout names the operation, its number and the ranks that have not come; afterwards all is refused") {
+  over_shm(3, [](ProcessGroup world) {
+    pardl::barrier(world);
+    world.set_timeout(std::chrono::milliseconds(300));
+    if (world.rank() == 2) return pardl::testing::wait_until_failed(world);
+    auto const text = thrown([&] { pardl::all_reduce(world, torch::ones({5})).wait(); });
+    CHECK_MESSAGE(
+        has(text, "CommTimeout [comm] rank " + std::to_string(world.rank()) + "/3: all_reduce #2 (float32[5]) "), text);
+    CHECK_MESSAGE(has(text, "timed out after 300 ms"), text);
+    CHECK_MESSAGE(has(text, "ranks that have not come: 2 (last called barrier #1)"), text);
+    auto const next = thrown([&] { pardl::barrier(world); });
+    CHECK_MESSAGE(has(next, "barrier was refused, since the group has failed"), next);
+  });
+}
+
+TEST_CASE("a rank that ends the group in good order is not waited for, one that throws takes the others along") {
+  over_shm(3, [](ProcessGroup world) {
+    pardl::barrier(world);
+    if (world.rank() == 1) return;
+    auto const text = thrown([&] { pardl::barrier(world); });
+    CHECK_MESSAGE(has(text, "rank 1 has ended the group"), text);
+  });
+  CHECK_THROWS_WITH_AS(over_shm(3,
+                                [](ProcessGroup world) {
+                                  if (world.rank() == 1) throw std::runtime_error("not a good day");
+                                  auto const text = thrown([&] { pardl::barrier(world); });
+                                  CHECK_MESSAGE(has(text, "rank 1 says it failed: an exception ended it"), text);
+                                }),
+                       "not a good day", std::runtime_error);
+}
