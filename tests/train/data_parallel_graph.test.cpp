@@ -97,6 +97,15 @@ TEST_CASE("a step between forward and backward is found out, one after both is n
   });
 }
 
+TEST_CASE("a change that is not counted is not found out") {
+  same_story([](Net& net, Forward const& f) {
+    auto const loss = loss_of(f(batch(1)));
+    for (auto& parameter : net->parameters()) parameter.data().mul_(0.9);
+    loss_of(f(batch(2))).backward();
+    loss.backward();
+  });
+}
+
 TEST_CASE("a forward without gradients has none, and leaves earlier graphs alone") {
   same_story([](Net&, Forward const& f) {
     auto const loss = loss_of(f(batch(1)));

@@ -18,11 +18,10 @@
 /// ```
 /// **Replicas are kept.** PyTorch, and LibTorch's torch::nn::parallel::data_parallel, build them anew in each forward.
 /// Here the module itself is the first replica; the others are cloned once, and follow it in each forward: values,
-/// shapes and dtypes of parameters and buffers, modes, requires_grad. As in PyTorch, all values are copied each time:
-/// torch::optim and much else change tensors without their version counting it. Where every change is counted (by
-/// pardl::optim, operations in place, load_state_dict(); or none is made), `.only_counted_changes` copies no more than
-/// these. A module that was rebuilt (replace_module(), push_back()) is cloned again. What is neither tensor nor mode,
-/// such as a dropout rate or a counter, is as it was when it was cloned; replicate() clones again.
+/// shapes and dtypes of parameters and buffers, modes, requires_grad. As in PyTorch all values are copied each time:
+/// torch::optim, fused steps and much else change tensors without their version counting it, so nobody can tell which
+/// have changed. A module that was rebuilt (replace_module(), push_back()) is cloned again. What is neither tensor nor
+/// mode, such as a dropout rate or a counter, is as it was when it was cloned; replicate() clones again.
 ///
 /// **Autograd.** One graph leads from the result through all replicas into the module's parameters and into arguments
 /// that require gradients. Gradients are added in the order of the devices, so the sums are the same bits whichever

@@ -9,7 +9,6 @@ namespace pardl::inline PARDL_ABI {
 
 struct DataParallelOptions {
   bool parallel = true;  ///< false: the replicas run one after the other, in the calling thread, in device order
-  bool only_counted_changes = false;  ///< copy only parameters whose version changed; torch::optim changes none
 };
 
 }  // namespace pardl::inline PARDL_ABI

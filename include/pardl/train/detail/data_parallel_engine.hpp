@@ -58,7 +58,7 @@ inline std::vector<torch::Device> checked_devices(std::vector<torch::Device> dev
 class DataParallelEngine {
  public:
   DataParallelEngine(torch::nn::Module& module, std::vector<torch::Device> devices, DataParallelOptions options)
-      : options_(options), replicas_(module, checked_devices(std::move(devices)), options.only_counted_changes) {
+      : options_(options), replicas_(module, checked_devices(std::move(devices))) {
     if (options_.parallel && this->devices().size() > 1) threads_.emplace(this->devices());
   }
 

@@ -112,9 +112,9 @@ class GradientTie {
   void connect(torch::Tensor const& original, std::vector<ReplicaTensor> const& copies) {
     namespace impl = torch::autograd::impl;
     // Letting go first also lets go of an AccumulateGrad that was made for another shape.
-    if (sum_ && !made_for(original)) sum_ = NodePtr();
+    if (sum_ && !made_for(original)) let_go();
     auto const edge = impl::gradient_edge(original);
-    if (sum_ && !(sum_->next_edge(0) == edge)) sum_ = NodePtr();
+    if (sum_ && !(sum_->next_edge(0) == edge)) let_go();
     if (!sum_) build(original, edge, copies);
     for (auto const& [replica, tensor] : copies) {
       auto const& entry = entries_[replica - 1];
@@ -126,6 +126,11 @@ class GradientTie {
   [[nodiscard]] NodePtr const& sum() const noexcept { return sum_; }
 
  private:
+  void let_go() {
+    entries_.clear();
+    sum_ = NodePtr();
+  }
+
   [[nodiscard]] bool made_for(torch::Tensor const& original) const {
     return sizes_ == original.sizes() && options_.type_equal(original.options()) &&
            options_.device() == original.device();
@@ -138,7 +143,6 @@ class GradientTie {
     sum_ = make_node<ReduceAdd>(original.device());
     sum_->add_next_edge(edge);
     (void)sum_->add_input_metadata(original);
-    entries_.clear();
     for (auto const& [replica, tensor] : copies) {
       if (replica == entries_.size()) continue;  // another name of the tensor before
       auto const input = sum_->add_input_metadata(tensor);

@@ -14,7 +14,6 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -84,13 +83,6 @@ class KeepRandomState {
   torch::Tensor state_{};
 };
 
-/// Every part of a module, parents before their children. (modules() asks for a shared_ptr, which not all have.)
-inline std::vector<torch::nn::Module*> parts_of(torch::nn::Module& module) {
-  std::vector<torch::nn::Module*> parts;
-  module.apply(std::function<void(torch::nn::Module&)>([&parts](auto& part) { parts.push_back(&part); }));
-  return parts;
-}
-
 /// The module is replica 0. The others follow its values, modes and requires_grad from forward to forward.
 ///
 /// A replica's tensor counts a change (its version, by which backward knows that it is too late) exactly where the
@@ -98,8 +90,8 @@ inline std::vector<torch::nn::Module*> parts_of(torch::nn::Module& module) {
 /// on where nothing that they need has changed, and otherwise say so.
 class Replicas {
  public:
-  Replicas(torch::nn::Module& module, std::vector<torch::Device> devices, bool only_counted_changes)
-      : module_(&module), devices_(std::move(devices)), only_counted_changes_(only_counted_changes) {
+  Replicas(torch::nn::Module& module, std::vector<torch::Device> devices)
+      : module_(&module), devices_(std::move(devices)) {
     replicate();
   }
 
@@ -107,6 +99,7 @@ class Replicas {
   void replicate() {
     complete_ = false;  // until the end: after an exception the next forward tries again
     sources_ = named_tensors(*module_, parameters_);
+    parts_ = module_->modules(/*include_self=*/false);
     check_devices();
     replicas_.clear();
     shared_.clear();
@@ -131,20 +124,22 @@ class Replicas {
   /// \throws ConfigError where the module is not on the first device, or cannot be cloned after it was rebuilt.
   /// \cost a copy of buffers and parameters to each device but the first.
   void follow(std::size_t count) {
-    auto now = named_tensors(*module_, parameters_);
-    bool const same = std::equal(now.begin(), now.end(), sources_.begin(), sources_.end(),
-                                 [](auto const& a, auto const& b) { return a.tensor.is_same(b.tensor); });
+    auto const now = named_tensors(*module_, parameters_);
+    auto const parts = module_->modules(/*include_self=*/false);
+    bool const same =
+        parts == parts_ && std::equal(now.begin(), now.end(), sources_.begin(), sources_.end(),
+                                      [](auto const& a, auto const& b) { return a.tensor.is_same(b.tensor); });
     if (!complete_ || !same) replicate();
     check_devices();
     if (count < 2) return;
     c10::InferenceMode const normal_tensors(false);
     torch::NoGradGuard const no_grad;
-    auto const parts = parts_of(*module_);
     for (std::size_t r = 1; r < count; ++r) {
-      auto const copies = parts_of(*replicas_[r - 1].module);
-      // A parent's call sets its children too, and then each child its own.
-      for (std::size_t i = 0; i < parts.size(); ++i)
-        if (copies[i]->is_training() != parts[i]->is_training()) copies[i]->train(parts[i]->is_training());
+      auto& replica = *replicas_[r - 1].module;
+      auto const copies = replica.modules(/*include_self=*/false);
+      // Parents come before their children: a parent's call sets all of them, and then each child its own.
+      follow_mode(*module_, replica);
+      for (std::size_t i = 0; i < parts.size(); ++i) follow_mode(*parts[i], *copies[i]);
       follow_values(r);
     }
   }
@@ -166,14 +161,10 @@ class Replicas {
   }
 
  private:
-  /// A tensor of a replica, and when it was last equal to the module's.
   struct Follower {
     std::size_t source;  ///< in sources_
     torch::Tensor tensor;
-    std::uint32_t source_version = 0;
-    void const* source_data = nullptr;
-    std::uint32_t version = 0;
-    bool fresh = true;
+    std::uint32_t source_version;  ///< when it was last copied
   };
   struct Replica {
     std::shared_ptr<torch::nn::Module> module;
@@ -228,7 +219,7 @@ class Replicas {
     bool const alike = parameters == parameters_ &&
                        std::equal(copies.begin(), copies.end(), sources_.begin(), sources_.end(),
                                   [](auto const& a, auto const& b) { return a.name == b.name; }) &&
-                       parts_of(*module).size() == parts_of(*module_).size();
+                       module->modules(/*include_self=*/false).size() == parts_.size();
     if (!alike) refuse_clone(devices_[r], "the clone has other parameters, buffers or parts than the module");
     std::unordered_map<c10::TensorImpl*, std::size_t> seen;
     for (std::size_t i = 0; i < copies.size(); ++i) {
@@ -241,7 +232,7 @@ class Replicas {
       if (known->second != shared)
         refuse_clone(devices_[r], "the clone's '" + name + "' is another of its tensors, too");
       if (!added) continue;
-      followers.push_back({.source = i, .tensor = tensor});
+      followers.push_back({i, tensor, version_of(sources_[i].tensor)});
       shared_[shared].copies.push_back({r, tensor});
     }
   }
@@ -250,31 +241,23 @@ class Replicas {
     return tensor.is_inference() ? 0 : static_cast<std::uint32_t>(tensor._version());
   }
 
+  static void follow_mode(torch::nn::Module const& part, torch::nn::Module& copy) {
+    if (copy.is_training() != part.is_training()) copy.train(part.is_training());
+  }
+
+  /// All values, for few changes are counted: torch::optim writes through data(), fused steps and batch norm past the
+  /// dispatcher's counting. What the module's tensor did not count is copied past the replica's counter, too.
   void follow_values(std::size_t r) {
-    // Most changes in C++ are not counted: torch::optim writes through data(), batch norm past the dispatcher. So all
-    // is copied, unless the user knows better; and what was not counted is copied past the replica's counter.
     std::vector<torch::Tensor> from, to;
-    std::vector<Follower*> copied;
     for (auto& follower : replicas_[r - 1].followers) {
       auto const& source = sources_[follower.source].tensor;
-      bool const counted = follower.fresh || version_of(source) != follower.source_version;
-      bool const unchanged = only_counted_changes_ && !counted && follower.source < parameters_ &&
-                             !source.is_inference() && source.const_data_ptr() == follower.source_data &&
-                             version_of(follower.tensor) == follower.version;
-      if (unchanged) continue;
       if (!same_form(source, follower.tensor)) follower.tensor.set_data(at::empty_like(source, devices_[r]));
+      auto const version = version_of(source);
+      bool const counted = std::exchange(follower.source_version, version) != version;
       from.push_back(source.detach());
       to.push_back(counted ? follower.tensor : follower.tensor.variable_data());
-      copied.push_back(&follower);
     }
     copy_coalesced(from, to, devices_[r] != devices_.front());
-    for (auto* const follower : copied) {
-      auto const& source = sources_[follower->source].tensor;
-      follower->source_version = version_of(source);
-      follower->source_data = source.const_data_ptr();
-      follower->version = version_of(follower->tensor);
-      follower->fresh = false;
-    }
   }
 
   /// Whether values can be copied from one to the other as they lie: no set_data() came between.
@@ -284,10 +267,10 @@ class Replicas {
 
   torch::nn::Module* module_;
   std::vector<torch::Device> devices_;
-  bool only_counted_changes_;
   bool complete_ = false;               ///< every device but the first has its replica
   std::size_t parameters_ = 0;          ///< how many of sources_ are parameters; the others are buffers
-  std::vector<NamedTensor> sources_{};  ///< of the module, as they were when it was cloned
+  std::vector<NamedTensor> sources_{};  ///< of the module, as they were when it was cloned; and so its parts
+  std::vector<std::shared_ptr<torch::nn::Module>> parts_{};
   std::vector<Shared> shared_{};
   std::vector<Replica> replicas_{};  ///< from replica 1
 };
