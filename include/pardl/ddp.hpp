@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-/// \file   The door for data-parallel training: launch, groups, samplers, loaders, DistributedDataParallel, mixed
-///         precision, optimizers, schedules, early stopping, metrics and progress.
+/// \file   The door for data-parallel training: launch, groups, samplers, loaders, DistributedDataParallel,
+///         DataParallel, mixed precision, optimizers, schedules, early stopping, metrics and progress.
 /// \layer  door: programs include it, the library does not.
 #pragma once
 
@@ -17,6 +17,7 @@
 #include "pardl/policy/lr_schedule.hpp"               // IWYU pragma: export
 #include "pardl/train/amp.hpp"                        // IWYU pragma: export
 #include "pardl/train/comm_hooks.hpp"                 // IWYU pragma: export
+#include "pardl/train/data_parallel.hpp"              // IWYU pragma: export
 #include "pardl/train/distributed_data_parallel.hpp"  // IWYU pragma: export
 #include "pardl/train/evaluate.hpp"                   // IWYU pragma: export
 #include "pardl/train/flop_counter.hpp"               // IWYU pragma: export
