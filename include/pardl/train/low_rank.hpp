@@ -49,14 +49,15 @@ inline thread_local c10::intrusive_ptr<LowRankList> low_rank_list;  // of the in
          weight.is_cpu() && input.scalar_type() == torch::kFloat && weight.scalar_type() == torch::kFloat;
 }
 
-/// input weight^T + bias by oneDNN, whose code is made for the shape and the processor at hand; LibTorch's own choice is
-/// MKL, which reads the weight once for every three rows, and has general code only on processors of other makers.
-/// (2048 x 3136 and 10 rows on one core: 7.7 ms for 10.1 on an AMD EPYC.) It knows no autograd. The operation is the one
-/// that torch.compile emits for a linear layer; undefined where this LibTorch has none.
+/// input weight^T + bias by oneDNN, whose code is made for the shape and the processor at hand; LibTorch's own choice
+/// is MKL, which reads the weight once for every three rows, and has general code only on processors of other makers.
+/// (2048 x 3136 and 10 rows on one core: 7.7 ms for 10.1 on an AMD EPYC.) It knows no autograd. The operation is the
+/// one that torch.compile emits for a linear layer; undefined where this LibTorch has none.
 [[nodiscard]] inline torch::Tensor onednn_linear(torch::Tensor const& input, torch::Tensor const& weight,
                                                  torch::Tensor const& bias = {}) {
   static auto const operation = c10::Dispatcher::singleton().findSchema({"mkldnn::_linear_pointwise", ""});
-  if (!operation || !at::globalContext().userEnabledMkldnn() || at::autocast::is_autocast_enabled(torch::kCPU)) return {};
+  if (!operation || !at::globalContext().userEnabledMkldnn() || at::autocast::is_autocast_enabled(torch::kCPU))
+    return {};
   std::vector<c10::IValue> stack{input,
                                  weight,
                                  bias.defined() ? c10::IValue(bias) : c10::IValue(),
@@ -165,8 +166,8 @@ class LowRankGradients {
 };
 
 /// input [..., in] times weight^T [in, out], plus bias [out]: at::linear up to the order of additions, and faster for a
-/// few rows and a large weight on a CPU where no gradient is asked for, or inside a LowRankGradients scope. There a float
-/// weight on the CPU that is large beside the batch leaves its gradient in the scope. A model whose forward calls
+/// few rows and a large weight on a CPU where no gradient is asked for, or inside a LowRankGradients scope. There a
+/// float weight on the CPU that is large beside the batch leaves its gradient in the scope. A model whose forward calls
 /// `pardl::linear(x, fc->weight, fc->bias)` for `fc->forward(x)` keeps its parameters and their names. \cost with a
 /// weight of 25 MiB and 10 rows, backward, clipping and the step together move 4/7 of the memory.
 [[nodiscard]] inline torch::Tensor linear(torch::Tensor const& input, torch::Tensor const& weight,
