@@ -4,7 +4,12 @@
 
 #include <torch/torch.h>
 
+#include <cstddef>
 #include <cstdint>
+#include <filesystem>
+#include <map>
+#include <span>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -12,6 +17,8 @@
 #include "pardl/fed/clients.hpp"
 #include "pardl/fed/local_training.hpp"
 #include "pardl/fed/round.hpp"
+#include "pardl/io/safetensors.hpp"
+#include "support/temporary_folder.hpp"
 
 namespace federation {
 
@@ -90,6 +97,29 @@ inline bool close(std::vector<torch::Tensor> const& a, std::vector<torch::Tensor
   for (std::size_t i = 0; i < a.size(); ++i)
     if (!torch::allclose(a[i].to(torch::kDouble), b[i].to(torch::kDouble), tolerance, tolerance)) return false;
   return a.size() == b.size();
+}
+
+/// Numbers of one tensor of a file.
+template <class Number = float>
+std::vector<Number> read(std::filesystem::path const& file, std::string const& name) {
+  pardl::io::SafetensorsReader const reader(file);
+  auto const& tensor = reader.at(name);
+  std::vector<Number> numbers(tensor.bytes / sizeof(Number));
+  reader.read(tensor, std::as_writable_bytes(std::span(numbers)));
+  return numbers;
+}
+
+/// All that a runner's checkpoint holds, byte by byte, but for what it has learned from clocks: the global model, the
+/// server's states and numbers, what clients keep.
+template <class Runner>
+std::map<std::string, std::vector<std::uint8_t>> contents_of(Runner const& runner) {
+  pardl::testing::TemporaryFolder const folder;
+  runner.save(folder / "state");
+  pardl::io::SafetensorsReader const reader(folder / "state");
+  std::map<std::string, std::vector<std::uint8_t>> contents;
+  for (auto const& tensor : reader.tensors())
+    if (tensor.name != "costs") contents[tensor.name] = read<std::uint8_t>(folder / "state", tensor.name);
+  return contents;
 }
 
 inline fed::LocalTrainingOptions two_epochs(fed::Trained trained = fed::Trained::all) {

@@ -144,6 +144,26 @@ TEST_CASE("screening names the client, and leaves it out where the options say s
                        doctest::Contains("choose a robust rule"), pardl::ConfigError);
 }
 
+TEST_CASE("an update with a number that is not finite never comes to a robust rule") {
+  Clients const all{0, 1, 2, 3, 4, 5, 6};
+  auto shares = growing(9);
+  for (std::int64_t i = 900; i < 930; ++i) shares[2].train.push_back(i);  // no client sees more batches than the liar
+  for (float const bad : {std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity(),
+                          std::numeric_limits<float>::quiet_NaN()})
+    for (auto const& rule : std::vector<fed::any_robust_aggregator>{
+             fed::Median{}, fed::TrimmedMean{.excluded_ratio = 0}, fed::Krum{.byzantine = 1}}) {
+      fed::RunnerOptions options{
+          .workers = 2, .seed = 8, .on_client_failure = fed::OnFailure::leave_out, .robust = rule};
+      LyingRunner runner(small_net(), samples(), shares, Lying(bad), fed::Average{}, options);
+      auto const report = runner.train(all);
+      CHECK(report.clients[2].failure ==
+            std::string("its update is screened out: its 0.weight[0] is ") + (bad > 0   ? "infinite"
+                                                                              : bad < 0 ? "minus infinity"
+                                                                                        : "NaN"));
+      CHECK(same(global_of(runner), round_of({0, 1, 3, 4, 5, 6}, {.robust = rule})));
+    }
+}
+
 TEST_CASE("a rule that does not suit the clients that are left ends the round, and the next one is whole") {
   fed::Runner runner(small_net(), samples(), growing(9), training(), fed::Average{},
                      {.workers = 2, .seed = 8, .robust = fed::Krum{.byzantine = 1}});
@@ -175,6 +195,16 @@ TEST_CASE("recalibrated statistics are those of the new weights over the calibra
   CHECK(torch::allclose(state[6], mean, 1e-5, 1e-6));
   CHECK(torch::allclose(state[7], variance, 1e-5, 1e-6));
   CHECK(state[8].item<std::int64_t>() == 4);
+
+  // Batch norm is given back as it was taken.
+  auto net = small_net();
+  auto const& norm = *net[1]->as<torch::nn::BatchNorm1d>();
+  options.processes = false;
+  options.workers = 1;
+  fed::Runner here(net, samples(), growing(3), training(), fed::Average{}, options);
+  here.train({0, 1, 2});
+  CHECK(norm.options.momentum() == 0.1);
+  options.processes = true;
 
   options.calibration.clear();
   CHECK_THROWS_WITH_AS(round_of({0}, options), doctest::Contains("recalibrated on no samples"), pardl::ConfigError);

@@ -12,7 +12,6 @@
 #include "pardl/fed/one_of.hpp"
 #include "pardl/fed/personal.hpp"
 #include "pardl/fed/runner.hpp"
-#include "pardl/io/safetensors.hpp"
 #include "support/temporary_folder.hpp"
 
 using namespace federation;
@@ -59,14 +58,6 @@ double weight_of(Runner const& runner) {
   auto net = line();
   runner.load_global(net);
   return net->parameters()[0].template item<double>();
-}
-
-std::vector<float> read(std::filesystem::path const& file, std::string const& name) {
-  pardl::io::SafetensorsReader const reader(file);
-  auto const& tensor = reader.at(name);
-  std::vector<float> numbers(tensor.bytes / sizeof(float));
-  reader.read(tensor, std::as_writable_bytes(std::span(numbers)));
-  return numbers;
 }
 
 }  // namespace

@@ -98,8 +98,9 @@ class Coordinator {
           serve(which, static_cast<Phase>(command));
         }) {}
 
+  /// A round that ends early, for whatever reason, leaves nothing in the sums: no worker is at work any more then.
   /// \param clients  ascending; \param samples  that each will process
-  RoundReport train(std::int64_t round, std::vector<std::int64_t> clients, std::vector<std::int64_t> samples) {
+  RoundReport train(std::int64_t round, std::vector<std::int64_t> clients, std::vector<std::int64_t> samples) try {
     check_whole();
     if (clients.empty()) return {.round = round, .clients = {}, .seconds = 0, .idle_share = 0, .warnings = {}};
     auto const start = std::chrono::steady_clock::now();
@@ -130,23 +131,22 @@ class Coordinator {
              !memory_.outcomes[static_cast<std::size_t>(&client - report.clients.data())].left_out;
     });
     bool const nobody = !(desk.total_units > 0);
-    if (failed == report.clients.end() && nobody) {
-      forget_sums();
+    if (failed == report.clients.end() && nobody)
       throw Error(sentence("fed", "round " + std::to_string(round) + ": no client of this round is left",
                            "look at why they were left out"));
-    }
-    if (failed != report.clients.end() && (nobody || options_.on_client_failure == OnFailure::stop)) {
-      forget_sums();
+    if (failed != report.clients.end() && (nobody || options_.on_client_failure == OnFailure::stop))
       throw Error(sentence(
           "fed",
           "round " + std::to_string(round) + ": " + options_.name_of(failed->client) + " failed: " + failed->failure,
           nobody ? "no client of this round is left" : "mend it, or let on_client_failure leave it out"));
-    }
     survey();
     finish(Phase::finish);
     if (options_.sharing.buffers == BufferPolicy::recalibrate) finish(Phase::recalibrate);
     report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     return report;
+  } catch (...) {
+    forget_sums();
+    throw;
   }
 
   std::vector<ClientEvaluation> evaluate(Phase phase, View view, std::int64_t round, std::vector<std::int64_t> clients,
@@ -179,7 +179,6 @@ class Coordinator {
   /// After a checkpoint was loaded.
   void mended() {
     pool_.revive();
-    forget_sums();
     broken_ = false;
   }
 
@@ -209,17 +208,11 @@ class Coordinator {
   void survey() {
     memory_.desk().passes = 0;
     if (!options_.robust) return;
-    std::optional<RobustRound> round;
-    try {
-      round.emplace(*options_.robust, memory_);
-    } catch (...) {
-      forget_sums();
-      throw;
-    }
-    while (!round->ready()) {
+    RobustRound round(*options_.robust, memory_);
+    while (!round.ready()) {
       finish(Phase::survey);
-      round->decide();
-      memory_.desk().passes = round->passes();
+      round.decide();
+      memory_.desk().passes = round.passes();
     }
   }
 
@@ -233,7 +226,6 @@ class Coordinator {
       broken_ = false;
       return;
     }
-    forget_sums();
     throw Error(sentence("fed",
                          "round " + std::to_string(memory_.desk().round) + ": worker " +
                              std::to_string(deaths.front().worker) + " " + deaths.front().death +
@@ -242,15 +234,12 @@ class Coordinator {
   }
 
   /// Lets all workers do it; returns those that died over it. Where that is cut short (on_clients throws, or there is
-  /// no process for a new worker), nothing of the round is left.
+  /// no process for a new worker), none of them works on.
   Deaths run(Phase phase) {
     try {
       return run_all(phase);
     } catch (...) {
-      broken_ = true;
       pool_.interrupt();
-      forget_sums();
-      broken_ = phase == Phase::finish || phase == Phase::recalibrate;
       throw;
     }
   }
@@ -308,11 +297,9 @@ class Coordinator {
           suspects.push_back(client);
           continue;
         }
-        if (phase != Phase::train || client < 0 || options_.on_worker_death == OnFailure::stop) {
-          forget_sums();
+        if (phase != Phase::train || client < 0 || options_.on_worker_death == OnFailure::stop)
           throw Error(sentence("fed", how + ", for the second time in this round",
                                "look into that client, give workers more memory, or let on_worker_death leave it out"));
-        }
         auto const task = std::ranges::find(clients, client) - clients.begin();
         auto& outcome = memory_.outcomes[static_cast<std::size_t>(task)];
         outcome.fail(how + ", for the second time in this round");

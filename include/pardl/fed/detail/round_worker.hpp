@@ -251,6 +251,9 @@ class RoundWorker {
     outcome.stretch = result.stretch;
     outcome.weight = options_.weighting == Weighting::uniform ? 1.0 : static_cast<double>(result.samples);
     if (!std::isfinite(outcome.loss)) return outcome.fail("its training loss is " + std::to_string(outcome.loss));
+    if (!(outcome.weight > 0))
+      return outcome.fail("it says that it processed " + std::to_string(result.samples) +
+                          " samples, which weigh nothing");
     if (auto const bad = std::ranges::find_if_not(numbers, [](float x) { return std::isfinite(x); });
         bad != numbers.end())
       return outcome.fail("number " + std::to_string(bad - numbers.begin()) + " of what it keeps is " +
@@ -300,7 +303,7 @@ class RoundWorker {
       row = as_tensor(memory_.rows.span(task * sizes.shared, sizes.shared)).copy_(model_.shared());
     else
       row = model_.shared().cpu();
-    auto const look = screen(memory_.global.span(), {row.const_data_ptr<float>(), sizes.shared}, options_.screening,
+    auto const look = screen({row.const_data_ptr<float>(), sizes.shared}, memory_.global.span(), options_.screening,
                              [this](std::size_t at) { return model_.name_of(static_cast<std::int64_t>(at)); });
     outcome.norm = look.norm;
     if (look.reason) outcome.fail("its update is screened out: " + *look.reason);
