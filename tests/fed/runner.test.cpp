@@ -6,6 +6,7 @@
 
 #include <unistd.h>
 
+#include <chrono>
 #include <csignal>
 #include <cstdint>
 #include <cstdio>
@@ -63,6 +64,55 @@ TEST_CASE("the result is bit for bit the same for any number of workers, in proc
     CHECK(same(one, after({.workers = 4}, 3, buffers)));
     CHECK(same(one, after({.workers = 8}, 3, buffers)));
   }
+}
+
+TEST_CASE("a round in the caller's own process leaves the caller's random numbers and threads alone") {
+  auto const threads = torch::get_num_threads();
+  torch::manual_seed(21);
+  auto const undisturbed = torch::rand({8});
+  torch::manual_seed(21);
+  fed::Runner runner(small_net(), samples(), growing(3), training(), fed::Average{},
+                     {.threads_per_worker = threads + 1, .processes = false});
+  torch::manual_seed(21);
+  runner.train({0, 1, 2});
+  (void)runner.evaluate(fed::Part::test);
+  CHECK(torch::equal(torch::rand({8}), undisturbed));
+  CHECK(torch::get_num_threads() == threads);
+}
+
+namespace {
+
+/// Takes at least 20 ms for a client.
+struct Slow : fed::LocalTraining<> {
+  Slow() : fed::LocalTraining<>(training()) {}
+  template <class Net, class Batches>
+  fed::LocalResult operator()(fed::ClientTask<Net, Batches> const& task) const {
+    auto const end = std::chrono::steady_clock::now() + std::chrono::milliseconds(20);
+    while (std::chrono::steady_clock::now() < end) {
+    }
+    return fed::LocalTraining<>::operator()(task);
+  }
+};
+
+}  // namespace
+
+TEST_CASE("the report counts what was trained, and the idle time of all workers") {
+  fed::Runner runner(small_net(false, 0), samples(), growing(4), Slow{}, fed::Average{}, {.workers = 2});
+  auto const report = runner.train({3});  // 8 samples, batches of 4, two epochs
+  REQUIRE(report.clients.size() == 1);
+  auto const& client = report.clients[0];
+  CHECK(client.client == 3);
+  CHECK(client.samples == 16);
+  CHECK(client.batches == 4);
+  CHECK(client.answers == 16);
+  CHECK(client.correct > 0);
+  CHECK(client.correct < 16);
+  CHECK(client.loss > 0);
+  CHECK_FALSE(client.norm);
+  CHECK(client.seconds >= 0.02);
+  CHECK(report.seconds >= client.seconds);
+  CHECK(report.idle_share >= 0.5);  // one of the two has nothing to do
+  CHECK(report.idle_share < 1);
 }
 
 TEST_CASE("one full-batch step of all clients is one step of SGD on all samples") {
