@@ -7,6 +7,7 @@
 #include "pardl/comm/collectives.hpp"                 // IWYU pragma: export
 #include "pardl/comm/launch.hpp"                      // IWYU pragma: export
 #include "pardl/comm/process_group.hpp"               // IWYU pragma: export
+#include "pardl/comm/ring_all_reduce.hpp"             // IWYU pragma: export
 #include "pardl/data/cifar.hpp"                       // IWYU pragma: export
 #include "pardl/data/data_loader.hpp"                 // IWYU pragma: export
 #include "pardl/data/distributed_sampler.hpp"         // IWYU pragma: export
@@ -25,4 +26,5 @@
 #include "pardl/train/metrics.hpp"                    // IWYU pragma: export
 #include "pardl/train/optim.hpp"                      // IWYU pragma: export
 #include "pardl/train/progress.hpp"                   // IWYU pragma: export
+#include "pardl/train/ring_hook.hpp"                  // IWYU pragma: export
 #include "pardl/version.hpp"                          // IWYU pragma: export

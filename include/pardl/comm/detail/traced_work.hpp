@@ -203,7 +203,8 @@ class WaitedWork final : public c10d::Work {
   bool wait(std::chrono::milliseconds timeout) override {
     bool done = false;
     try {
-      done = inner_->wait(timeout);
+      // Gloo's messages keep the time of the group's beginning, whatever setTimeout() says later.
+      done = inner_->wait(timeout.count() > 0 ? timeout : waiting_->stamp.timeout);
     } catch (...) {
       auto const cause = std::current_exception();
       roll_->heard();
