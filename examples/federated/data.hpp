@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <filesystem>
 #include <functional>
 #include <span>
 #include <string>
@@ -37,7 +38,11 @@ struct Problem {
   std::int64_t classes = 0;         ///< 0: targets are numbers
   std::string what;                 ///< for the first line
   bool common_evaluation = false;   ///< all clients have the same validation and test samples
+  std::vector<std::string> warnings{};
 };
+
+/// In messages and logs clients are counted as FederatedScope does; 0 is the server.
+inline constexpr std::size_t first_client = 1;
 
 inline constexpr std::int64_t stand_in_clients = 100;
 inline constexpr std::int64_t stand_in_samples = 227;  ///< per client: the mean of FEMNIST's 3,550 writers
@@ -54,9 +59,19 @@ inline Problem with_writers(pardl::data::TensorDataset samples, std::int64_t cla
   if (limit > 0 && partition.size() > limit) partition.resize(limit);
   names.resize(std::min(names.size(), partition.size()));
   auto const seed = static_cast<std::uint64_t>(config.seed);
-  auto shares = fed::split_shares(partition, fractions(config), seed, names);
+  auto shares = fed::split_shares(partition, fractions(config), seed, names, first_client);
   auto shape = samples.inputs().sizes().slice(1).vec();
   return {std::move(samples), std::move(shares), std::move(names), std::move(shape), classes, std::move(what)};
+}
+
+/// A data.root that was asked for and has no Fashion-MNIST is passed over where Debian's package has it.
+inline std::vector<std::string> passed_over(fed::Config const& config) {
+  std::filesystem::path const root = config.data.root;
+  if (config.data.root == fed::Config().data.root) return {};
+  for (auto const& folder : {root, root / "fashion-mnist", root / "FashionMNIST" / "raw"})
+    for (char const* const name : {"train-images-idx3-ubyte", "train-images-idx3-ubyte.gz"})
+      if (std::filesystem::exists(folder / name)) return {};
+  return {"data.root '" + config.data.root + "' has no Fashion-MNIST: the one of Debian's package is used"};
 }
 
 /// Real images for a machine without FEMNIST: as many clients and samples as the job would have, classes skewed.
@@ -69,9 +84,12 @@ inline Problem stand_in(fed::Config const& config) {
                                               static_cast<std::size_t>(images.size())};
   auto const partition = fed::Dirichlet{.alpha = stand_in_alpha, .min_samples = 10}.split(
       classes, static_cast<std::size_t>(clients), static_cast<std::uint64_t>(config.seed));
-  return with_writers({images.images(), images.labels()}, images.classes(), partition, {}, config,
-                      "Fashion-MNIST, " + std::to_string(images.size()) + " images split among " +
-                          std::to_string(clients) + " clients by a Dirichlet partition over classes (alpha 0.5)");
+  auto problem =
+      with_writers({images.images(), images.labels()}, images.classes(), partition, {}, config,
+                   "Fashion-MNIST, " + std::to_string(images.size()) + " images split among " +
+                       std::to_string(clients) + " clients by a Dirichlet partition over classes (alpha 0.5)");
+  problem.warnings = passed_over(config);
+  return problem;
 }
 
 /// A partition by data.splitter for data without owners.
@@ -80,12 +98,20 @@ inline fed::Partition split(fed::Config const& config, torch::Tensor const& labe
   auto const number = [&](char const* name, double otherwise) {
     return fed::number_argument(args, "data.splitter", name, otherwise);
   };
+  auto const count = [&](char const* name, double otherwise) {
+    double const value = number(name, otherwise);
+    if (!(value >= 1 && value <= 1e9 && value == std::floor(value)))
+      throw pardl::ConfigError(pardl::sentence(
+          "config", "data.splitter_args: " + std::string(name) + " is " + fed::config_detail::real_text(value),
+          "give a whole number of 1 or more"));
+    return static_cast<std::int64_t>(value);
+  };
   fed::PartitionChoice choice;
   choice.alpha = number("alpha", choice.alpha);
   choice.sigma = number("sigma", choice.sigma);
-  choice.classes_per_client = static_cast<std::size_t>(number("classes_per_client", 2));
-  choice.shards_per_client = static_cast<std::size_t>(number("shards_per_client", 2));
-  choice.min_samples = static_cast<std::int64_t>(number("min_samples", 1));
+  choice.classes_per_client = static_cast<std::size_t>(count("classes_per_client", 2));
+  choice.shards_per_client = static_cast<std::size_t>(count("shards_per_client", 2));
+  choice.min_samples = count("min_samples", 1);
   auto const host = labels.contiguous();
   return fed::make_partitioner(config.data.splitter, choice)
       .split({host.const_data_ptr<std::int64_t>(), static_cast<std::size_t>(host.numel())},
@@ -112,16 +138,19 @@ inline Problem read(fed::Config const& config, bool use_stand_in) {
     auto partition = leaf.writers.partition();
     auto names = leaf.writers.names;
     auto const writers = partition.size();
+    auto const least = std::ceil(1 / fractions(config).train - 1e-9);  // of images, for one to train on
     for (std::size_t i = partition.size(); i-- > 0;)
-      if (partition[i].empty()) {
+      if (static_cast<double>(partition[i].size()) < least) {
         partition.erase(partition.begin() + static_cast<std::ptrdiff_t>(i));
         names.erase(names.begin() + static_cast<std::ptrdiff_t>(i));
       }
-    auto const empty = writers - partition.size();
+    auto const left_out = writers - partition.size();
     return with_writers(std::move(samples), 62, std::move(partition), std::move(names), config,
                         "FEMNIST, " + std::to_string(leaf.size()) + " images from " + std::to_string(leaf.files) +
                             " LEAF files in " + root +
-                            (empty > 0 ? "; " + std::to_string(empty) + " writers without images are left out" : ""));
+                            (left_out > 0 ? "; " + std::to_string(left_out) + (left_out == 1 ? " writer" : " writers") +
+                                                " with too few images to train on left out"
+                                          : ""));
   }
   if (type == "synthetic_femnist") {
     auto const writers = config.federate.client_num > 0 ? config.federate.client_num : stand_in_clients;
@@ -140,9 +169,11 @@ inline Problem read(fed::Config const& config, bool use_stand_in) {
     auto const images =
         all.first(std::max<std::int64_t>(1, std::llround(config.data.subsample * static_cast<double>(all.size()))));
     auto const clients = config.federate.client_num > 0 ? config.federate.client_num : stand_in_clients;
-    return with_writers({images.images(), images.labels()}, images.classes(), split(config, images.labels(), clients),
-                        {}, config,
-                        "Fashion-MNIST, " + std::to_string(images.size()) + " images split by " + config.data.splitter);
+    auto problem = with_writers(
+        {images.images(), images.labels()}, images.classes(), split(config, images.labels(), clients), {}, config,
+        "Fashion-MNIST, " + std::to_string(images.size()) + " images split by " + config.data.splitter);
+    problem.warnings = passed_over(config);
+    return problem;
   }
   if (type == "toy") {
     auto const clients = config.federate.client_num > 0 ? config.federate.client_num : 5;

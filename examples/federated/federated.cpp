@@ -23,8 +23,6 @@
 #include "options.hpp"
 #include "pardl/fed/any_client_sampler.hpp"
 #include "pardl/fed/config_rules.hpp"
-#include "pardl/fed/partition_picture.hpp"
-#include "pardl/fed/partition_report.hpp"
 #include "pardl/fed/runner.hpp"
 #include "pardl/io/atomic_file.hpp"
 #include "pardl/io/terminal.hpp"
@@ -33,6 +31,7 @@
 #include "pardl/train/memory_format.hpp"
 #include "pardl/train/summary_writer.hpp"
 #include "parts.hpp"
+#include "picture.hpp"
 #include "record.hpp"
 #include "results.hpp"
 
@@ -64,6 +63,10 @@ class Job {
     record_.options = words.str();
     record_.costs = SystemMetrics(problem_.shares.size());
     warn_of_idle(options_, resolved_);
+    resolved_.warnings.insert(resolved_.warnings.end(), problem_.warnings.begin(), problem_.warnings.end());
+    if (auto const all = training_samples(); options_.recalibrate > static_cast<std::int64_t>(all.size()))
+      resolved_.warnings.push_back("--recalibrate " + std::to_string(options_.recalibrate) +
+                                   " is more than there is: all " + std::to_string(all.size()) + " training samples");
     if (resolved_.server_evaluates && (runner_->global_is_partial() || config_.federate.method == "Ditto"))
       resolved_.warnings.emplace_back(
           "the server evaluates the global model without what clients keep; batch norm's statistics are in it with "
@@ -76,6 +79,9 @@ class Job {
     resume_or_begin();
     auto mark = Clock::now();
     auto const rounds = config_.federate.total_round_num;
+    if (runner_->round() > rounds)
+      say("Warning: federate.total_round_num is " + std::to_string(rounds) + ", but the checkpoint has " +
+          std::to_string(runner_->round()) + " rounds: nothing is left to do.");
     pardl::EvaluationPatience const patience{
         .metric = {},
         .goal = pardl::goal_of(config_.eval.best_res_update_round_wise_key),
@@ -85,13 +91,19 @@ class Job {
         .name = config_.eval.best_res_update_round_wise_key};
     auto stop = patience.start();
     restore(stop);
+    if (options_.progress && runner_->round() < rounds && record_.stopped.empty()) {
+      bar_.emplace(rounds, pardl::ProgressBarOptions{.label = "rounds"});
+      bar_->skip(runner_->round());
+    }
     while (runner_->round() < rounds && record_.stopped.empty()) {
-      train(rounds);
+      train();
       bool const last = runner_->round() == rounds;
       if (last || runner_->round() % config_.eval.freq == 0) evaluate(stop, patience.goal);
       record_.seconds += since(std::exchange(mark, Clock::now()));
       keep(stop);
+      if (bar_) bar_->advance();
     }
+    bar_.reset();
     finish();
   }
 
@@ -120,9 +132,8 @@ class Job {
     options.sharing.buffers =
         config_.personalization.share_non_trainable_para ? fed::BufferPolicy::average : fed::BufferPolicy::client_local;
     options.weighting = config_.federate.ignore_weight ? fed::Weighting::uniform : fed::Weighting::samples;
-    for (std::size_t i = 0; i < problem_.shares.size(); ++i)  // FederatedScope counts from 1, and so do its logs
-      options.client_names.push_back("#" + std::to_string(i + 1) +
-                                     (i < problem_.names.size() ? " " + problem_.names[i] : ""));
+    options.client_names = problem_.names;
+    options.first_number = first_client;  // FederatedScope counts from 1, and so do its logs
     options.robust = robust_rule(config_);
     options.screening = options_.screening;
     if (options_.recalibrate > 0) {
@@ -132,8 +143,9 @@ class Job {
     if (options_.keep_going) options.on_client_failure = options.on_worker_death = fed::OnFailure::leave_out;
     if (options_.progress)
       options.on_clients = [this](std::int64_t done, std::int64_t all) {
-        if (bar_) bar_->note(what_ + " " + std::to_string(done) + "/" + std::to_string(all));
-        if (bar_) bar_->advance(0);
+        if (!bar_) return;
+        bar_->note(what_ + " " + std::to_string(done) + "/" + std::to_string(all));
+        bar_->advance(0);
       };
     auto runner = std::make_unique<Runner>(std::move(net), problem_.samples, problem_.shares, local_,
                                            server(config_, resolved_), std::move(options), transform(config_, problem_),
@@ -142,10 +154,14 @@ class Job {
     return runner;
   }
 
-  /// Training samples of all clients, drawn by the seed.
-  [[nodiscard]] std::vector<std::int64_t> calibration() const {
+  [[nodiscard]] std::vector<std::int64_t> training_samples() const {
     std::vector<std::int64_t> all;
     for (auto const& shares : problem_.shares) all.insert(all.end(), shares.train.begin(), shares.train.end());
+    return all;
+  }
+  /// Training samples of all clients, drawn by the seed.
+  [[nodiscard]] std::vector<std::int64_t> calibration() const {
+    auto const all = training_samples();
     auto const count = std::min(options_.recalibrate, static_cast<std::int64_t>(all.size()));
     auto chosen = fed::Draws(static_cast<std::uint64_t>(config_.seed), 0, 0, calibration_purpose)
                       .sample(static_cast<std::int64_t>(all.size()), count);
@@ -166,27 +182,8 @@ class Job {
         resolved_.workers == 1 ? "" : "s", options_.threads_per_worker, options_.threads_per_worker == 1 ? "" : "s",
         resolved_.gpu_of_worker.empty() ? "the CPU" : "GPUs");
     for (auto const& warning : resolved_.warnings) std::printf("Warning: %s.\n", warning.c_str());
-    if (!options_.partition.empty()) draw_partition();
+    if (!options_.partition.empty()) draw_partition(problem_, options_.partition);
     std::fflush(stdout);
-  }
-
-  /// What each client has, all its shares together. \throws pardl::ConfigError for targets that are no classes.
-  void draw_partition() const {
-    if (problem_.classes == 0)
-      throw pardl::ConfigError(
-          pardl::sentence("federated", "--partition shows classes, and this data has none", "leave it out"));
-    fed::Partition partition;
-    for (auto const& shares : problem_.shares) {
-      auto& all = partition.emplace_back(shares.train);
-      all.insert(all.end(), shares.val.begin(), shares.val.end());
-      all.insert(all.end(), shares.test.begin(), shares.test.end());
-      std::ranges::sort(all);
-    }
-    auto const labels = problem_.samples.targets().contiguous();
-    auto const report = fed::report_partition(
-        partition, {labels.const_data_ptr<std::int64_t>(), static_cast<std::size_t>(labels.numel())});
-    fed::write_svg(report, options_.partition);
-    std::printf("%s", fed::to_text(report).c_str());
   }
 
   void resume_or_begin() {
@@ -212,14 +209,18 @@ class Job {
     if (!rest.empty()) stop.restore(rest);
   }
 
-  void train(std::int64_t rounds) {
-    if (options_.progress) {
-      bar_.emplace(rounds, pardl::ProgressBarOptions{.label = "rounds"});
-      bar_->skip(runner_->round());
-    }
+  /// A line above the progress bar, if there is one.
+  void say(std::string const& line) {
+    if (bar_)
+      bar_->print(line);
+    else
+      std::printf("%s\n", line.c_str());
+    std::fflush(stdout);
+  }
+
+  void train() {
     what_ = "clients trained";
     auto const report = runner_->train(drawn());
-    bar_.reset();
     double loss = 0, correct = 0, answers = 0, samples = 0;
     for (auto const& client : report.clients) {
       loss += client.loss;
@@ -230,19 +231,24 @@ class Job {
       auto const its = static_cast<std::int64_t>(problem_.shares[who].train.size());
       record_.costs.add(who, client.samples > 0 ? forwarded(config_, resolved_, its) : 0, client.failure.empty());
       if (!client.failure.empty())
-        std::printf("Warning: %s is left out of round %lld: %s.\n", runner_->name_of(client.client).c_str(),
-                    static_cast<long long>(report.round), client.failure.c_str());
+        say("Warning: " + runner_->name_of(client.client) + " is left out of round " + std::to_string(report.round) +
+            ": " + client.failure + ".");
     }
-    for (auto const& warning : report.warnings) std::printf("Warning: %s\n", warning.c_str());
+    for (auto const& warning : report.warnings) say("Warning: " + warning);
     Figures figures{{"train_loss", loss}, {"train_avg_loss", loss / samples}};
     if (answers > 0) figures.emplace_back("train_acc", correct / answers);
     figures.emplace_back("train_total", samples);
-    std::printf("{'Role': 'Server #', 'Round': %lld, 'Results_train': %s} %.3f s, %.0f %% idle\n",
-                static_cast<long long>(report.round), dict(figures, 6).c_str(), report.seconds,
-                100 * report.idle_share);
-    std::fflush(stdout);
-    round_seconds_.push_back(report.seconds);
-    idle_.push_back(report.idle_share);
+    std::array<char, 80> took{};
+    std::snprintf(took.data(), took.size(), "} %.3f s, %.0f %% idle", report.seconds, 100 * report.idle_share);
+    say("{'Role': 'Server #', 'Round': " + std::to_string(report.round) + ", 'Results_train': " + dict(figures, 6) +
+        took.data());
+    double const first =
+        record_.history.empty() ? loss / samples : record_.history[0].at("train_avg_loss").get<double>();
+    if (!explodes_ && loss / samples > 1000 * std::max(first, 1.0)) {
+      explodes_ = true;
+      say("Warning: the training loss is over a thousand times that of the first round: this job diverges, lower "
+          "train.optimizer.lr");
+    }
     json entry{{"round", report.round},
                {"seconds", report.seconds},
                {"idle_share", report.idle_share},
@@ -277,10 +283,9 @@ class Job {
           pardl::sentence("fed", "no client has samples to evaluate on", "raise the second and third of data.splits"));
     auto const round = runner_->round() - 1;
     std::string const head = "{'Role': 'Server #', 'Round': " + std::to_string(round) + ", ";
-    record_.last_figures = forms(config_, evaluated, static_cast<int>(config_.print_decimal_digits));
+    int const digits = static_cast<int>(config_.print_decimal_digits);
     auto const exact = forms(config_, evaluated, -1);
-    std::printf("%s%s}\n", head.c_str(), record_.last_figures.c_str());
-    std::fflush(stdout);
+    say(head + forms(config_, evaluated, digits) + "}");
     record_.append("eval_results.log", head + exact + "}");
     if (evaluated.by_server)
       record_.append("eval_results.raw", head + exact + "}");
@@ -300,6 +305,8 @@ class Job {
     if (!record_.best || goal.improved(value, *record_.best, 0)) {
       record_.best = value;
       record_.best_round = round;
+      record_.best_figures = final_forms(config_, evaluated, digits);
+      record_.exact_figures = final_forms(config_, evaluated, -1);
       runner_->save_model(record_.folder / "best.safetensors");
     }
     if (stop.observe(value) == pardl::Verdict::stop) record_.stopped = stop.reason();
@@ -320,22 +327,26 @@ class Job {
                                                                      .rounds = runner_->round(),
                                                                      .converged = !record_.stopped.empty()}));
     if (!record_.stopped.empty()) std::printf("Stopped early: %s.\n", record_.stopped.c_str());
-    std::string const last = "{'Role': 'Server #', 'Round': 'Final', " + record_.last_figures + "}";
-    std::printf("%s\n", last.c_str());
-    double rounds = 0, idle = 0;
-    for (double const s : round_seconds_) rounds += s;
-    for (double const share : idle_) idle += share;
-    auto const count = static_cast<double>(std::max<std::size_t>(round_seconds_.size(), 1));
+    std::string const head = "{'Role': 'Server #', 'Round': 'Final', ";
+    std::printf("%s%s}\n", head.c_str(), record_.best_figures.c_str());
+    record_.append("eval_results.log", head + record_.exact_figures + "}");
+    double seconds = 0, idle = 0;  // of all rounds, those before a checkpoint too
+    for (auto const& round : record_.history) {
+      seconds += round.at("seconds").get<double>();
+      idle += round.at("seconds").get<double>() * round.at("idle_share").get<double>();
+    }
+    double const per_round = seconds / static_cast<double>(std::max<std::size_t>(record_.history.size(), 1));
+    double const idle_share = seconds > 0 ? idle / seconds : 0;
     std::printf(
         "\n| workers | rounds | seconds per round | idle | total running time (minute) |\n"
         "| ---: | ---: | ---: | ---: | ---: |\n| %lld | %lld | %.3f | %.1f %% | %.4f |\n",
-        static_cast<long long>(resolved_.workers), static_cast<long long>(runner_->round()), rounds / count,
-        100 * idle / count, record_.seconds / 60);
+        static_cast<long long>(resolved_.workers), static_cast<long long>(runner_->round()), per_round,
+        100 * idle_share, record_.seconds / 60);
     if (record_.best)
       std::printf("\nBest %s: %.6f, in round %lld; its weights are in %s\n",
                   config_.eval.best_res_update_round_wise_key.c_str(), *record_.best,
                   static_cast<long long>(record_.best_round), (record_.folder / "best.safetensors").c_str());
-    if (!options_.summary.empty()) write_summary(rounds / count, idle / count);
+    if (!options_.summary.empty()) write_summary(per_round, idle_share);
   }
 
   void write_summary(double seconds_per_round, double idle) const {
@@ -369,7 +380,7 @@ class Job {
   std::optional<fed::any_client_sampler> sampler_;
   std::optional<pardl::SummaryWriter> writer_;
   Record record_;
-  std::vector<double> round_seconds_, idle_;
+  bool explodes_ = false;
 };
 
 }  // namespace

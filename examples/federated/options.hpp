@@ -3,10 +3,16 @@
 ///         `key value` pairs.
 #pragma once
 
+#include <unistd.h>
+
 #include <CLI/CLI.hpp>
+#include <cerrno>
+#include <cstring>
 #include <filesystem>
+#include <initializer_list>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "pardl/fed/config.hpp"
@@ -106,15 +112,13 @@ inline std::optional<Options> parse(int argc, char** argv) {
   app.add_option("--tensorboard", options.tensorboard, "folder for TensorBoard's event files");
   app.add_option("--partition", options.partition, "picture (SVG) of which client has how many samples of which class");
   app.add_option("--threads-per-worker", options.threads_per_worker, "of LibTorch in each worker")
-      ->check(CLI::PositiveNumber)
       ->capture_default_str();
   app.add_flag("--keep-going", options.keep_going, "leave clients out that fail, instead of ending");
   app.add_option("--most-norm", options.screening.most_norm, "an update that changes the weights by more fails");
   app.add_option("--most-medians", options.screening.most_medians,
                  "likewise, in medians of its round; needs an aggregator.robust_rule");
   app.add_option("--recalibrate", options.recalibrate,
-                 "batch norm's statistics are averaged, then measured anew on so many training samples")
-      ->check(CLI::NonNegativeNumber);
+                 "batch norm's statistics are averaged, then measured anew on so many training samples");
   app.add_flag("--evaluate-global", options.evaluate_global,
                "beside what clients keep, evaluate the global model without it (in summary and TensorBoard)");
   app.add_flag("!--no-progress", options.progress, "no progress bar");
@@ -139,6 +143,20 @@ inline std::optional<Options> parse(int argc, char** argv) {
     return std::nullopt;
   } catch (CLI::ParseError const& error) {
     throw pardl::ConfigError(pardl::sentence("federated", error.what(), "federated --help lists the options"));
+  }
+  auto const need = [](bool fine, std::string const& what, std::string const& remedy) {
+    if (!fine) throw pardl::ConfigError(pardl::sentence("federated", what, remedy));
+  };
+  need(options.threads_per_worker >= 1, "--threads-per-worker is " + std::to_string(options.threads_per_worker),
+       "give 1 or more");
+  need(options.recalibrate >= 0, "--recalibrate is " + std::to_string(options.recalibrate), "give 0 or more");
+  for (auto const& [name, path] : std::initializer_list<std::pair<char const*, std::string>>{
+           {"--summary", options.summary},
+           {"--checkpoint", options.checkpoint},
+           {"--partition", options.partition}}) {  // before hours of work, not after
+    auto const folder = std::filesystem::absolute(path).parent_path();
+    need(path.empty() || ::access(folder.c_str(), W_OK | X_OK) == 0,
+         std::string(name) + " " + path + " cannot be written: " + std::strerror(errno), "name a folder that is there");
   }
   if (help_keys) {
     std::printf("%s", pardl::fed::config_help().c_str());

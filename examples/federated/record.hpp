@@ -11,6 +11,7 @@
 #include <optional>
 #include <sstream>
 #include <string>
+#include <system_error>
 #include <vector>
 
 #include "pardl/fed/checkpoint.hpp"
@@ -32,7 +33,8 @@ class Record {
   std::int64_t best_round = -1;
   double seconds = 0;            ///< of earlier starts too
   std::string stopped;           ///< why, if early
-  std::string last_figures;      ///< of the last evaluation, as they are printed
+  std::string best_figures;      ///< of the best evaluation, as the last line prints them
+  std::string exact_figures;     ///< the same with all digits, for the log
   std::vector<double> stopping;  ///< state of the stopping policy
   SystemMetrics costs;           ///< of each client
 
@@ -42,7 +44,11 @@ class Record {
     folder = base;
     for (int n = 2; std::filesystem::exists(folder / "config.yaml"); ++n)
       folder = base.string() + "_" + std::to_string(n);
-    std::filesystem::create_directories(folder);
+    std::error_code error;
+    std::filesystem::create_directories(folder, error);
+    if (error)
+      throw pardl::ConfigError(pardl::sentence(
+          "federated", "cannot make the folder " + folder.string() + ": " + error.message(), "choose another outdir"));
     pardl::write_file_atomically(folder / "config.yaml", fed::to_yaml(config));
   }
 
@@ -58,8 +64,10 @@ class Record {
                                             /*allow_exceptions=*/false);
     if (!past.is_object()) refuse("was not made by this program");
     try {
-      if (comparable(past.at("config").get<std::string>()) != comparable(fed::to_yaml(config)))
-        refuse("is of a job with other settings");
+      auto const theirs = comparable(past.at("config").get<std::string>()), ours = comparable(fed::to_yaml(config));
+      if (auto const [there, here] = std::ranges::mismatch(theirs, ours); there != theirs.end() || here != ours.end())
+        refuse("is of a job with other settings:" + (there == theirs.end() ? " nothing" : *there) + " there," +
+               (here == ours.end() ? " nothing" : *here) + " here");
       if (past.at("options") != options)
         refuse("is of a job with " + past.at("options").get<std::string>() + ", this one has " + options);
       folder = past.at("folder").get<std::string>();
@@ -68,7 +76,8 @@ class Record {
       best_round = past.at("best_round").get<std::int64_t>();
       seconds = past.at("seconds").get<double>();
       stopped = past.at("stopped").get<std::string>();
-      last_figures = past.at("last_figures").get<std::string>();
+      best_figures = past.at("best_figures").get<std::string>();
+      exact_figures = past.at("exact_figures").get<std::string>();
       stopping = past.at("stopping").get<std::vector<double>>();
       costs.restore(past.at("costs"));
       std::filesystem::create_directories(folder);
@@ -96,7 +105,8 @@ class Record {
                              {"best_round", best_round},
                              {"seconds", seconds},
                              {"stopped", stopped},
-                             {"last_figures", last_figures},
+                             {"best_figures", best_figures},
+                             {"exact_figures", exact_figures},
                              {"stopping", stopping},
                              {"costs", costs.save()},
                              {"bytes", bytes}};

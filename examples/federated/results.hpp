@@ -136,6 +136,39 @@ inline std::string forms(fed::Config const& config, Evaluated const& evaluated, 
   return text;
 }
 
+/// FederatedScope's last line, of the best evaluation: each figure of the client that did best in it, then the clients
+/// together in the forms that eval.report asks for.
+inline std::string final_forms(fed::Config const& config, Evaluated const& evaluated, int digits) {
+  if (evaluated.by_server)
+    return "'Results_raw': {'server_global_eval': " + dict(figures(config, evaluated, true), digits) + "}";
+  Figures best;
+  for (auto const& [name, clients, summary] : evaluated.splits) {
+    auto const of_clients = [&](char const* what, bool largest, auto&& number) {
+      if (!wants(config, what)) return;
+      double value = number(clients.front());
+      for (auto const& one : clients) value = largest ? std::max(value, number(one)) : std::min(value, number(one));
+      best.emplace_back(name + "_" + what, value);
+    };
+    of_clients("loss", false, [](auto const& one) { return one.loss; });
+    of_clients("avg_loss", false, [](auto const& one) { return one.loss / static_cast<double>(one.samples); });
+    if (summary.answers > 0) {
+      of_clients("acc", true,
+                 [](auto const& one) { return static_cast<double>(one.correct) / static_cast<double>(one.answers); });
+      of_clients("correct", true, [](auto const& one) { return static_cast<double>(one.correct); });
+    }
+    of_clients("total", true, [](auto const& one) { return static_cast<double>(one.samples); });
+  }
+  std::string text = "'Results_raw': {'client_best_individual': " + dict(best, digits);
+  auto const add = [&](char const* form, Figures const& found) {
+    if (std::ranges::find(config.eval.report, form) != config.eval.report.end())
+      text += std::string(", 'client_summarized_") + form + "': " + dict(found, digits);
+  };
+  add("weighted_avg", figures(config, evaluated, true));
+  add("avg", figures(config, evaluated, false));
+  add("fairness", fairness(config, evaluated));
+  return text + "}";
+}
+
 /// Each client's own figures, as lists.
 inline std::string raw(Evaluated const& evaluated) {
   std::string text = "{";

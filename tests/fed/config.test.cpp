@@ -148,7 +148,7 @@ TEST_CASE("the seed's files ask for nothing that has no effect") {
     std::string const workers = std::to_string(config.federate.process_num);
     CHECK(pardl::fed::resolve(config, {.gpus = 0, .cores = 2}, 100).warnings ==
           Words{"use_gpu is True, but there is no GPU here: all is computed on the CPU",
-                "federate.process_num is " + workers + ", but there are 2 cores: 2 workers train on the CPU"});
+                "federate.process_num is " + workers + ", more than the 2 cores: 2 workers train on the CPU"});
   }
 }
 

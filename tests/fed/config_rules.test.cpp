@@ -145,7 +145,7 @@ TEST_CASE("without a GPU, or without use_gpu, the workers train on the CPU") {
   CHECK(none.gpu_of_worker.empty());
   CHECK(none.warnings.size() == 2);
   CHECK(warned(none, "use_gpu is True, but there is no GPU here") == 1);
-  CHECK(warned(none, "federate.process_num is 4 without a GPU") == 1);
+  CHECK(warned(none, "federate.process_num is 4, without a GPU") == 1);
   Resolved const unused = resolve(with({"federate.process_num", "4"}), {.gpus = 8, .cores = 4});
   CHECK(unused.workers == 4);
   CHECK(unused.gpu_of_worker.empty());
@@ -163,7 +163,17 @@ TEST_CASE("one worker needs no words") {
 TEST_CASE("more workers than clients of a round are lowered to these") {
   Resolved const resolved = resolve(with({"federate.process_num", "64"}), {.gpus = 0, .cores = 64});
   CHECK(resolved.workers == 20);
-  CHECK(warned(resolved, "federate.process_num is 64, more than the clients of a round: 20 workers are started") == 1);
+  CHECK(resolved.warnings.size() == 1);
+  CHECK(
+      warned(resolved,
+             "federate.process_num is 64, more than the 20 clients of a round and without a GPU, where FederatedScope "
+             "falls back to 1: 20 workers train on the CPU") == 1);
+  Resolved const twice = resolve(with({"federate.process_num", "64"}), {.gpus = 0, .cores = 2});
+  CHECK(twice.workers == 2);
+  CHECK(twice.warnings.size() == 1);  // with the number that is right in the end
+  CHECK(warned(twice,
+               "federate.process_num is 64, more than the 20 clients of a round and more than the 2 cores: 2 workers "
+               "train on the CPU") == 1);
   Resolved const one =
       resolve(with({"federate.process_num", "8", "federate.sample_client_rate", "0.01"}), {.cores = 8});
   CHECK(one.workers == 1);
@@ -173,7 +183,7 @@ TEST_CASE("more workers than clients of a round are lowered to these") {
 TEST_CASE("each other lift is one warning that begins with its key") {
   Resolved const cores = resolve(with({"federate.process_num", "4"}), {.gpus = 0, .cores = 2});
   CHECK(cores.workers == 2);
-  CHECK(warned(cores, "federate.process_num is 4, but there are 2 cores") == 1);
+  CHECK(warned(cores, "federate.process_num is 4, more than the 2 cores: 2 workers train on the CPU") == 1);
   Resolved const shared =
       resolve(with({"federate.process_num", "2", "federate.share_local_model", "True"}), {.cores = 2});
   CHECK(warned(shared, "federate.share_local_model is True with several workers") == 1);

@@ -136,6 +136,31 @@ TEST_CASE("one full-batch step of all clients is one step of SGD on all samples"
   CHECK_FALSE(same(theirs, state_of(small_net(false, 0))));
 }
 
+TEST_CASE("on dyadic numbers one full-batch step of all clients is the centralised step to the last bit") {
+  // Clients of 4, 4 and 8 points of a line through 0: every sum, mean and product below is exact in float.
+  auto const count = std::int64_t{16};
+  auto const x = (torch::arange(count, torch::kFloat) - 5).view({count, 1}), y = (3 - x.square() / 4).contiguous();
+  fed::ClientShares shares(3);
+  for (std::int64_t i = 0; i < count; ++i) shares[i < 4 ? 0 : i < 8 ? 1 : 2].train.push_back(i);
+  fed::LocalTraining<fed::MeanSquaredError> const step({.batches = {.batch_size = 100, .steps = 1}},
+                                                       {.options = {.lr = 0.0625}});
+  auto const central = [&](float w, std::int64_t from, std::int64_t to) {
+    auto const part = x.slice(0, from, to);
+    return w - 0.0625F * (2 * part * (w * part - y.slice(0, from, to))).mean().item<float>();
+  };
+  auto const run = [&](fed::Weighting weighting) {
+    fed::Runner runner(line(0.5), TensorDataset{x, y}, shares, step, fed::Average{},
+                       {.workers = 2, .weighting = weighting});
+    runner.train({0, 1, 2});
+    return global_of(runner, line())[0].item<float>();
+  };
+  CHECK(run(fed::Weighting::samples) == central(0.5F, 0, 16));
+  // Of equal weight they give the mean of what each comes to.
+  auto const sum = central(0.5F, 0, 4) + central(0.5F, 4, 8) + central(0.5F, 8, 16);
+  CHECK(run(fed::Weighting::uniform) == doctest::Approx(sum / 3).epsilon(1e-7));
+  CHECK(run(fed::Weighting::uniform) != run(fed::Weighting::samples));
+}
+
 TEST_CASE("a worker that dies is named, its clients are trained once more, and the result is the same") {
   auto const run = [](bool deadly) {
     Deadly local{training()};
@@ -277,6 +302,7 @@ TEST_CASE("clients that fail are named, or left out where the options say so") {
   fed::Runner lenient(small_net(false, 0), data, growing(4), training(), fed::Average{},
                       {.workers = 2, .on_client_failure = fed::OnFailure::leave_out, .client_names = {"ann", "ben"}});
   CHECK(lenient.name_of(1) == "client 1 (ben)");
+  CHECK(fed::RunnerOptions{.client_names = {"ann"}, .first_number = 1}.name_of(0) == "client 1 (ann)");
   auto const report = lenient.train({0, 1, 2});
   CHECK(report.clients[1].failure.find("nan") != std::string::npos);
   strict.load_global(net);

@@ -46,8 +46,9 @@ inline constexpr std::uint32_t shares = 20;  ///< fed/clients.hpp; see the list 
 
 namespace detail {
 
-[[nodiscard]] inline std::string client_text(std::size_t client, std::span<std::string const> names) {
-  return "client " + std::to_string(client) + (client < names.size() ? " (" + names[client] + ")" : "");
+[[nodiscard]] inline std::string client_text(std::size_t client, std::span<std::string const> names,
+                                             std::size_t first_number = 0) {
+  return "client " + std::to_string(client + first_number) + (client < names.size() ? " (" + names[client] + ")" : "");
 }
 
 /// floor(fraction · count), and never more than count. What a fraction lost in binary is forgiven: 0.29 of 100 is 29,
@@ -79,10 +80,11 @@ inline void check(Fractions const& f) {
 /// and that the third fraction is ignored.
 ///
 /// A client's shares depend on the seed, its number and its own samples alone. \cost one shuffle and one sort a client.
-/// \param names of the clients for messages, or nothing.
+/// \param names of the clients for messages, or nothing. \param first_number of them in messages.
 /// \throws ConfigError for wrong fractions (see check); DataError for a client that is left without training samples.
 [[nodiscard]] inline ClientShares split_shares(Partition const& partition, Fractions const& fractions,
-                                               std::uint64_t seed, std::span<std::string const> names = {}) {
+                                               std::uint64_t seed, std::span<std::string const> names = {},
+                                               std::size_t first_number = 0) {
   check(fractions);
   bool const all = fractions.train + fractions.val + fractions.test >= 1 - 1e-9;
   ClientShares clients;
@@ -92,10 +94,10 @@ inline void check(Fractions const& f) {
     auto const train = detail::part_of(fractions.train, order.size());
     if (train == 0)
       throw DataError(sentence("fed",
-                               detail::client_text(client, names) + " has " + std::to_string(order.size()) +
-                                   " samples, of which a share of " + std::to_string(fractions.train) +
-                                   " leaves none to train on",
-                               "leave the client out, give it more samples, or raise the training share"));
+                               detail::client_text(client, names, first_number) + " has " +
+                                   std::to_string(order.size()) + " samples, of which a share of " +
+                                   std::to_string(fractions.train) + " leaves none to train on",
+                               "give it more samples, or raise the training share"));
     auto const rest = order.size() - train;
     auto const val = fractions.val > 0 ? detail::part_of(fractions.val / (1 - fractions.train), rest) : 0;
     auto const test = all ? rest - val : std::min(rest - val, detail::part_of(fractions.test, order.size()));

@@ -90,25 +90,27 @@ inline void resolve_workers(Config const& config, Machine const& machine, Resolv
   std::int64_t const asked = config.federate.process_num;
   std::string const name = "federate.process_num is " + std::to_string(asked);
   bool const gpu = config.use_gpu && machine.gpus > 0;
-  into.workers = std::min(asked, into.sampled);
   if (config.use_gpu && machine.gpus == 0)
     into.warnings.push_back("use_gpu is True, but there is no GPU here: all is computed on the CPU");
-  if (into.workers < asked)
-    into.warnings.push_back(name + ", more than the clients of a round: " + std::to_string(into.workers) +
-                            " workers are started");
+  std::string why;
+  auto const because = [&](std::string const& reason) { why += (why.empty() ? ", " : " and ") + reason; };
+  into.workers = std::min(asked, into.sampled);
+  if (into.workers < asked) because("more than the " + std::to_string(into.sampled) + " clients of a round");
   if (!gpu && into.workers > machine.cores) {
     into.workers = std::max<std::int64_t>(machine.cores, 1);
-    into.warnings.push_back(name + ", but there are " + std::to_string(machine.cores) +
-                            " cores: " + std::to_string(into.workers) +
-                            (into.workers == 1 ? " worker trains" : " workers train") + " on the CPU");
+    because("more than the " + std::to_string(machine.cores) + " cores");
   } else if (!gpu && into.workers > 1) {
-    into.warnings.push_back(name + " without a GPU, where FederatedScope falls back to 1: " +
-                            std::to_string(into.workers) + " workers train on the CPU");
+    because("without a GPU, where FederatedScope falls back to 1");
   }
-  if (into.workers > 1 && gpu && into.workers > machine.gpus)
-    into.warnings.push_back(name + ", more than the " + std::to_string(machine.gpus) +
-                            " GPUs, where FederatedScope falls back to as many: " + std::to_string(into.workers) +
-                            " workers share them");
+  bool const shares = gpu && into.workers > 1 && into.workers > machine.gpus;
+  if (shares)
+    because("more than the " + std::to_string(machine.gpus) + " GPUs, where FederatedScope falls back to as many");
+  if (!why.empty())
+    into.warnings.push_back(name + why + ": " + std::to_string(into.workers) +
+                            (into.workers == 1 ? " worker trains" : " workers train") +
+                            (shares ? ", sharing them"
+                             : gpu  ? " on GPUs"
+                                    : " on the CPU"));
   if (into.workers > 1 && config.federate.share_local_model)
     into.warnings.push_back(
         "federate.share_local_model is True with several workers, which FederatedScope rules out: each worker has one "

@@ -40,6 +40,7 @@ concept local_term = std::copy_constructible<T> &&
                        term.begin(task).gradients();
                        term.begin(task).finish(trace, result);
                      };
+static_assert(!local_term<int, int>);
 
 /// FedAvg: nothing. The default of LocalTraining.
 struct NoTerm {

@@ -47,7 +47,8 @@ struct RunnerOptions {
   std::optional<any_robust_aggregator> robust{};  ///< in place of the mean; all updates of a round are then held
   std::vector<std::int64_t> calibration{};        ///< samples of the data, for BufferPolicy::recalibrate
   std::vector<std::string>
-      client_names{};  ///< for messages, beside the numbers; fewer than clients: the others have none
+      client_names{};            ///< for messages, beside the numbers; fewer than clients: the others have none
+  std::size_t first_number = 0;  ///< of clients in messages: they are counted from 0 everywhere else
   std::chrono::milliseconds worker_timeout{0};  ///< a worker that is at one client for longer is killed; 0: never
   std::int64_t evaluation_batch_size = 250;     ///< samples of one client per forward
   std::function<void(std::int64_t done, std::int64_t all)>
@@ -55,7 +56,7 @@ struct RunnerOptions {
 
   /// "client 3", or "client 3 (its name)".
   [[nodiscard]] std::string name_of(std::int64_t client) const {
-    return detail::client_text(static_cast<std::size_t>(client), client_names);
+    return detail::client_text(static_cast<std::size_t>(client), client_names, first_number);
   }
   /// Whether each update is looked at before it counts, beyond what a mean itself refuses.
   [[nodiscard]] bool looks_at_norms() const {

@@ -136,8 +136,10 @@ inline void check_number(Key const& key, std::string_view where, double value) {
   bool const high = rule.below_high ? value < rule.high : value <= rule.high;
   if (finite && low && high) return;
   std::string const text = real_text(value);
+  std::string limits = limits_text(rule);
+  if (!finite && !limits.starts_with("any finite")) limits = "finite, " + limits;
   refuse(where, std::string(key.name) + " is " + (text.ends_with(".0") ? text.substr(0, text.size() - 2) : text),
-         "it must be " + limits_text(rule));
+         "it must be " + limits);
 }
 
 /// \returns the text in the spelling of the list of choices.

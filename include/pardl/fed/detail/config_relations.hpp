@@ -178,6 +178,7 @@ inline void check_relations(Config const& config) {
   check_unique(config.eval.metrics, "eval.metrics");
   check_unique(config.eval.split, "eval.split");
   check_unique(config.eval.report, "eval.report");
+  relate(!config.eval.report.empty(), "eval.report is empty", "ask for weighted_avg, avg, fairness or raw");
   check_server(config);
   check_watched(config);
   auto const& federate = config.federate;

@@ -138,7 +138,7 @@ class Coordinator {
       throw Error(sentence(
           "fed",
           "round " + std::to_string(round) + ": " + options_.name_of(failed->client) + " failed: " + failed->failure,
-          nobody ? "no client of this round is left" : "mend it, or let on_client_failure leave it out"));
+          nobody ? "no client of this round is left" : "mend it, or choose that clients which fail are left out"));
     survey();
     finish(Phase::finish);
     if (options_.sharing.buffers == BufferPolicy::recalibrate) finish(Phase::recalibrate);
@@ -298,8 +298,9 @@ class Coordinator {
           continue;
         }
         if (phase != Phase::train || client < 0 || options_.on_worker_death == OnFailure::stop)
-          throw Error(sentence("fed", how + ", for the second time in this round",
-                               "look into that client, give workers more memory, or let on_worker_death leave it out"));
+          throw Error(
+              sentence("fed", how + ", for the second time in this round",
+                       "look into that client, give workers more memory, or choose that such a client is left out"));
         auto const task = std::ranges::find(clients, client) - clients.begin();
         auto& outcome = memory_.outcomes[static_cast<std::size_t>(task)];
         outcome.fail(how + ", for the second time in this round");
