@@ -14,9 +14,9 @@
 /// ```
 /// ReduceAdd runs when all of them have come and adds them from the first to the last, so the bits do not depend on
 /// which device was ready first. Nothing in it belongs to one forward: graphs of several forwards share it as they
-/// share an AccumulateGrad. As an ordinary part of the graph it is retained, differentiated twice or asked for by
-/// torch::autograd::grad like any other. The module's own leaves end in it during the forward only; outside, they are
-/// as the user made them.
+/// share an AccumulateGrad, and as that it lives as long as a graph leads to it. As an ordinary part of the graph it is
+/// retained, differentiated twice or asked for by torch::autograd::grad like any other. The module's own leaves end in
+/// it during the forward only; outside, they are as the user made them.
 #pragma once
 
 #include <c10/core/GradMode.h>
@@ -104,61 +104,8 @@ struct ReplicaTensor {
   torch::Tensor tensor;
 };
 
-/// Leads the replicas' gradients of one parameter to it. Kept from forward to forward.
-class GradientTie {
- public:
-  /// Before a forward that records a graph. `copies` holds at least one tensor for each replica, in their order.
-  /// \cost a lock and a comparison for each tensor, where nothing has changed since the last time.
-  void connect(torch::Tensor const& original, std::vector<ReplicaTensor> const& copies) {
-    namespace impl = torch::autograd::impl;
-    // Letting go first also lets go of an AccumulateGrad that was made for another shape.
-    if (sum_ && !made_for(original)) let_go();
-    auto const edge = impl::gradient_edge(original);
-    if (sum_ && !(sum_->next_edge(0) == edge)) let_go();
-    if (!sum_) build(original, edge, copies);
-    for (auto const& [replica, tensor] : copies) {
-      auto const& entry = entries_[replica - 1];
-      tensor.set_requires_grad(true);
-      if (impl::try_get_grad_accumulator(tensor) != entry) impl::set_grad_accumulator(tensor, WeakNodePtr(entry));
-    }
-  }
-
-  [[nodiscard]] NodePtr const& sum() const noexcept { return sum_; }
-
- private:
-  void let_go() {
-    entries_.clear();
-    sum_ = NodePtr();
-  }
-
-  [[nodiscard]] bool made_for(torch::Tensor const& original) const {
-    return sizes_ == original.sizes() && options_.type_equal(original.options()) &&
-           options_.device() == original.device();
-  }
-
-  void build(torch::Tensor const& original, torch::autograd::Edge const& edge,
-             std::vector<ReplicaTensor> const& copies) {
-    sizes_ = original.sizes().vec();
-    options_ = original.options();
-    sum_ = make_node<ReduceAdd>(original.device());
-    sum_->add_next_edge(edge);
-    (void)sum_->add_input_metadata(original);
-    for (auto const& [replica, tensor] : copies) {
-      if (replica == entries_.size()) continue;  // another name of the tensor before
-      auto const input = sum_->add_input_metadata(tensor);
-      entries_.push_back(make_node<ReplicaGradient>());
-      (void)entries_.back()->add_input_metadata(tensor);
-      entries_.back()->add_next_edge(torch::autograd::Edge(sum_, input));
-    }
-  }
-
-  NodePtr sum_{};
-  std::vector<NodePtr> entries_{};  ///< of replica 1, 2, …
-  std::vector<std::int64_t> sizes_{};
-  torch::TensorOptions options_{};
-};
-
-/// While it lives, the graphs of the module's own leaves end in the sums.
+/// While it lives, what is put in at the ends of graphs lives, and the graphs of the module's own leaves end there,
+/// too.
 class [[nodiscard]] Redirection {
  public:
   Redirection() = default;
@@ -170,6 +117,8 @@ class [[nodiscard]] Redirection {
     for (auto const& [leaf, own] : redirected_) torch::autograd::impl::set_grad_accumulator(leaf, WeakNodePtr(own));
   }
 
+  void keep(NodePtr node) { kept_.push_back(std::move(node)); }
+
   /// A parameter that is itself the result of operations has its own graph; its gradients meet there.
   void add(torch::Tensor const& original, NodePtr const& sum) {
     if (!original.is_leaf()) return;
@@ -179,6 +128,64 @@ class [[nodiscard]] Redirection {
 
  private:
   std::vector<std::pair<torch::Tensor, NodePtr>> redirected_{};
+  std::vector<NodePtr> kept_{};
+};
+
+/// Leads the replicas' gradients of one parameter to it.
+class GradientTie {
+ public:
+  /// Before a forward that records a graph. `copies` holds at least one tensor for each replica, in their order.
+  /// \cost three small allocations for each tensor and device; less while an earlier graph lives.
+  void connect(torch::Tensor const& original, std::vector<ReplicaTensor> const& copies, Redirection& redirection) {
+    namespace impl = torch::autograd::impl;
+    auto sum = sum_.lock();
+    auto const edge = impl::gradient_edge(original);
+    if (!sum || !made_for(original) || !(sum->next_edge(0) == edge)) sum = build(original, edge, copies);
+    NodePtr entry;
+    std::size_t of = 0;
+    for (auto const& [replica, tensor] : copies) {
+      tensor.set_requires_grad(true);
+      auto const end = impl::try_get_grad_accumulator(tensor);
+      if (replica != std::exchange(of, replica)) {  // several tensors of one replica share its entry
+        bool const leads_there = end && end->num_outputs() == 1 && end->next_edge(0).function == sum;
+        entry = leads_there ? end : make_entry(sum, replica, tensor);
+        redirection.keep(entry);
+      }
+      if (end != entry) impl::set_grad_accumulator(tensor, WeakNodePtr(entry));
+    }
+    redirection.keep(sum);
+    redirection.add(original, sum);
+  }
+
+ private:
+  [[nodiscard]] bool made_for(torch::Tensor const& original) const {
+    return sizes_ == original.sizes() && options_.type_equal(original.options()) &&
+           options_.device() == original.device();
+  }
+
+  [[nodiscard]] NodePtr build(torch::Tensor const& original, torch::autograd::Edge const& edge,
+                              std::vector<ReplicaTensor> const& copies) {
+    sizes_ = original.sizes().vec();
+    options_ = original.options();
+    auto sum = make_node<ReduceAdd>(original.device());
+    sum->add_next_edge(edge);
+    (void)sum->add_input_metadata(original);
+    for (auto const& [replica, tensor] : copies)
+      if (replica == sum->num_inputs()) (void)sum->add_input_metadata(tensor);  // once for each replica
+    sum_ = WeakNodePtr(sum);
+    return sum;
+  }
+
+  static NodePtr make_entry(NodePtr const& sum, std::size_t replica, torch::Tensor const& tensor) {
+    auto entry = make_node<ReplicaGradient>();
+    (void)entry->add_input_metadata(tensor);
+    entry->add_next_edge(torch::autograd::Edge(sum, static_cast<std::uint32_t>(replica)));
+    return entry;
+  }
+
+  WeakNodePtr sum_ = WeakNodePtr(NodePtr());
+  std::vector<std::int64_t> sizes_{};
+  torch::TensorOptions options_{};
 };
 
 }  // namespace pardl::inline PARDL_ABI::detail

@@ -144,15 +144,13 @@ class Replicas {
     }
   }
 
-  /// Ties the first `count` replicas to the module's gradients, for the forward that follows and for good; the module
-  /// itself as long as what it returns lives.
+  /// Ties the first `count` replicas to the module's gradients, for forwards while what it returns lives.
   Redirection tie(std::size_t count) {
     Redirection redirection;
     if (count < 2) return redirection;
     for (auto& [original, copies, gradient] : shared_) {
       if (original.requires_grad()) {
-        gradient.connect(original, copies);
-        redirection.add(original, gradient.sum());
+        gradient.connect(original, copies, redirection);
       } else {
         for (auto const& copy : copies) copy.tensor.set_requires_grad(false);
       }
