@@ -101,9 +101,9 @@ inline fed::Partition split(fed::Config const& config, torch::Tensor const& labe
   auto const count = [&](char const* name, double otherwise) {
     double const value = number(name, otherwise);
     if (!(value >= 1 && value <= 1e9 && value == std::floor(value)))
-      throw pardl::ConfigError(pardl::sentence(
-          "config", "data.splitter_args: " + std::string(name) + " is " + fed::config_detail::real_text(value),
-          "give a whole number of 1 or more"));
+      throw pardl::ConfigError(
+          pardl::sentence("config", "data.splitter_args: " + std::string(name) + " is " + std::to_string(value),
+                          "give a whole number of 1 or more"));
     return static_cast<std::int64_t>(value);
   };
   fed::PartitionChoice choice;

@@ -4,8 +4,8 @@
 ///
 /// ```
 /// model.register_comm_hook(pardl::comm_hooks::ring_all_reduce{});
-/// model.register_comm_hook(pardl::comm_hooks::fp16_compress(pardl::comm_hooks::ring_all_reduce{{.segment_bytes =
-/// 0}}));
+/// using namespace pardl::comm_hooks;
+/// model.register_comm_hook(fp16_compress(ring_all_reduce{{.segment_bytes = 0}}));
 /// ```
 #pragma once
 

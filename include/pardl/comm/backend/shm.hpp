@@ -294,7 +294,7 @@ class ShmBackend final : public c10d::Backend {
     for (auto const& tensor : t)
       if (tensor.scalar_type() != dtype) refuse(parcel.stamp, "tensors of several dtypes");
     parcel.combine = shm::combine_of(op.op_, dtype);
-    parcel.element = t[0].element_size();
+    parcel.element = static_cast<std::size_t>(t[0].element_size());
     if (parcel.combine == nullptr || (op.op_ == c10d::ReduceOp::AVG && !t[0].is_floating_point() && !t[0].is_complex()))
       throw ConfigError(sentence("comm", rank_, size_,
                                  std::string(parcel.stamp.name) + ": numbers of " +

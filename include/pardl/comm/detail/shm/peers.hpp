@@ -86,8 +86,8 @@ class Door {
 
   /// For the store: the socket's name, then the secret.
   [[nodiscard]] std::vector<std::uint8_t> invitation() const {
-    std::vector<std::uint8_t> text(secret_.begin(), secret_.end());
-    text.insert(text.end(), name_.begin(), name_.end());
+    std::vector<std::uint8_t> text(secret_.size() + name_.size());
+    std::copy(name_.begin(), name_.end(), std::copy(secret_.begin(), secret_.end(), text.begin()));
     return text;
   }
 
@@ -156,7 +156,7 @@ inline std::pair<io::FileDescriptor, io::FileDescriptor> visit(std::vector<std::
   if (invitation.size() <= hello.secret.size() || invitation.size() - hello.secret.size() > sizeof address.sun_path)
     refuse_meeting(rank, size, "the store holds no invitation of rank 0 to its shared memory");
   auto const name = invitation.begin() + static_cast<std::ptrdiff_t>(hello.secret.size());
-  std::copy(invitation.begin(), name, hello.secret.begin());
+  std::copy_n(invitation.begin(), hello.secret.size(), hello.secret.begin());
   std::copy(name, invitation.end(), address.sun_path);
   auto const length =
       static_cast<::socklen_t>(offsetof(::sockaddr_un, sun_path)) + static_cast<::socklen_t>(invitation.end() - name);
