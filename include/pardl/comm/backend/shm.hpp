@@ -20,6 +20,7 @@
 /// \source The slots and the sum of slices are the reduce-scatter and all-gather of Thakur, Rabenseifner & Gropp, 2005.
 #pragma once
 
+#include <ATen/Parallel.h>
 #include <sched.h>
 #include <torch/types.h>
 
