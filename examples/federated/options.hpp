@@ -154,9 +154,11 @@ inline std::optional<Options> parse(int argc, char** argv) {
            {"--summary", options.summary},
            {"--checkpoint", options.checkpoint},
            {"--partition", options.partition}}) {  // before hours of work, not after
+    if (path.empty()) continue;
     auto const folder = std::filesystem::absolute(path).parent_path();
-    need(path.empty() || ::access(folder.c_str(), W_OK | X_OK) == 0,
-         std::string(name) + " " + path + " cannot be written: " + std::strerror(errno), "name a folder that is there");
+    bool const fine = ::access(folder.c_str(), W_OK | X_OK) == 0;
+    need(fine, std::string(name) + " " + path + " cannot be written: " + std::strerror(errno),
+         "name a folder that is there");
   }
   if (help_keys) {
     std::printf("%s", pardl::fed::config_help().c_str());

@@ -121,8 +121,8 @@ TEST_CASE("a client that is left without training samples is named, by its name 
   std::vector<std::string> const names{"f0000_14", "f0001_41", "f0005_26"};
   CHECK_THROWS_WITH_AS(
       (void)fed::split_shares(partition, {.train = 0.6, .val = 0.2, .test = 0.2}, 0, names),
-      "[fed] client 1 (f0001_41) has 1 samples, of which a share of 0.600000 leaves none to train on; leave the client "
-      "out, give it more samples, or raise the training share.",
+      "[fed] client 1 (f0001_41) has 1 samples, of which a share of 0.600000 leaves none to train on; give it more "
+      "samples, or raise the training share.",
       DataError);
   CHECK_THROWS_WITH_AS((void)fed::split_shares(clients_of({5, 5, 0}), {.train = 1, .val = 0, .test = 0}, 0),
                        doctest::Contains("client 2 has 0 samples"), DataError);
