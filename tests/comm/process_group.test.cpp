@@ -193,7 +193,7 @@ TEST_CASE("init says what cannot be") {
   };
   Environment const one = rank_of(0, 1), two = rank_of(1, 2);
   CHECK(refused({.backend = "glue", .device = torch::kCPU, .environment = one}) ==
-        "[comm] rank 0/1: no backend is called \"glue\"; there are self, gloo, nccl.");
+        "[comm] rank 0/1: no backend is called \"glue\"; there are self, shm, gloo, nccl.");
   CHECK(refused({.backend = "self", .device = torch::kCPU, .environment = two}) ==
         "[comm] rank 1/2: the backend \"self\" is for a world of one; use gloo on CPUs, nccl on GPUs.");
 #ifndef PARDL_WITH_NCCL
