@@ -191,7 +191,8 @@ class Mover {
   }
   /// The only rank that this one reads from, or -1: from all.
   [[nodiscard]] std::int32_t source(Collective const& c) const {
-    return c.take.size() == 1 && c.combine == nullptr ? c.call.root : -1;
+    bool const one = c.take.size() == 1 && c.combine == nullptr && c.call.root != static_cast<std::int32_t>(me_);
+    return one ? c.call.root : -1;
   }
 
   bool may_collect(Collective& c) {
