@@ -50,12 +50,13 @@ struct FlopProduct {
   std::size_t operand;
 };
 /// Those that reach a kernel (matmul, einsum and the like are made of them), and linear, which may be a kernel itself.
-inline constexpr std::array<FlopProduct, 10> flop_products{{{"aten::mm", 0},
+inline constexpr std::array<FlopProduct, 11> flop_products{{{"aten::mm", 0},
                                                             {"aten::bmm", 0},
                                                             {"aten::mv", 0},
                                                             {"aten::dot", 0},
                                                             {"aten::vdot", 0},
                                                             {"aten::linear", 0},
+                                                            {"mkldnn::_linear_pointwise", 0},
                                                             {"aten::addmm", 1},
                                                             {"aten::addmv", 1},
                                                             {"aten::baddbmm", 1},
