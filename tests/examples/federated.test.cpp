@@ -28,6 +28,8 @@ TEST_CASE("federated learns, for any number of workers alike, and writes what it
   auto const log = bytes(one / "exp/run/eval_results.log");
   CHECK(log.find("{'Role': 'Server #', 'Round': 3, 'Results_weighted_avg': {'test_loss': ") != std::string::npos);
   CHECK(log.find("'Results_fairness': {") != std::string::npos);
+  CHECK(log.find("'Round': 'Final', 'Results_raw': {'client_best_individual': {'test_loss': ") != std::string::npos);
+  CHECK(log.find("'client_summarized_weighted_avg': {'test_loss': ") != std::string::npos);
   auto const summary = json::parse(bytes(json_file));
   CHECK(summary.at("rounds").size() == 4);
   CHECK(summary.at("rounds")[3].at("test_acc").get<double>() > summary.at("rounds")[0].at("test_acc").get<double>());
