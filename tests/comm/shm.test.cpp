@@ -107,6 +107,22 @@ TEST_CASE("sums run in the order of ranks, whatever the size, the slots and the 
         });
 }
 
+// Between two looks of this rank the others may come, read and go: its slot is not free before it has read it itself.
+TEST_CASE("a rank's own row stays in its slot until the rank itself has read it") {
+  bare(2, {.slot = 4 << 10, .read_all = 4 << 20}, [](c10d::Backend& backend, int rank) {
+    auto const own = drawn(rank, 50'000);
+    auto const sum = sum_in_order(2, 50'000);
+    for (int i = 0; i < 2'000; ++i) {
+      Tensors t{own.clone()};
+      backend.allreduce(t, {})->wait();
+      if (!torch::equal(t[0], sum)) {
+        CHECK_MESSAGE(false, "rank " << rank << ", all_reduce " << i);
+        return;
+      }
+    }
+  });
+}
+
 TEST_CASE("every dtype that has an operation is reduced, and the others are refused in a sentence") {
   over_shm(3, [](ProcessGroup world) {
     auto const reduced = [&](torch::Tensor tensor, c10d::ReduceOp::RedOpType op) {

@@ -121,7 +121,9 @@ class Mover {
     if (c.first_sizes && c.deposited > 0 && c.collected == 0) return false;  // the sizes say how it goes on
     auto const tick = c.first_tick + c.deposited;
     auto const slots = ground_.sizes().slots;
-    // The slot is free when all have read what was in it; all have, then, come to what was before.
+    // The slot is free when all have read what was in it, this rank too, which may look at the others a moment before
+    // they have all come and gone; all have, then, come to what was before.
+    if (tick >= c.first_tick + c.collected + slots) return false;
     if (tick >= free_until_ + slots) {
       std::uint64_t least = ~std::uint64_t{0};
       for (std::size_t r = 0; r < ranks_; ++r)
