@@ -91,7 +91,11 @@ inline pardl::any_module model(fed::Config const& config, Problem const& problem
   auto const refuse = [](std::string const& what, std::string const& remedy) {
     throw pardl::ConfigError(pardl::sentence("config", what, remedy));
   };
-  torch::manual_seed(static_cast<std::uint64_t>(config.seed));
+  {  // not torch::manual_seed(), which takes the GPUs into use: workers that are forked later could not use them
+    auto generator = at::globalContext().defaultGenerator(torch::kCPU);
+    std::lock_guard const lock(generator.mutex());
+    generator.set_current_seed(static_cast<std::uint64_t>(config.seed));
+  }
   if (problem.classes > m.out_channels && config.criterion.type == "CrossEntropyLoss")
     refuse("model.out_channels is " + std::to_string(m.out_channels) + ", but the data has " +
                std::to_string(problem.classes) + " classes",

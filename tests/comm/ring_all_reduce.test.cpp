@@ -293,7 +293,10 @@ TEST_CASE("a rank that does not come is named with the operation, its number, sh
       text = e.what();
     }
     over.count_down();
-    CHECK_MESSAGE(text.starts_with(where(world) + " #2 (float32[1000]) in reduce-scatter step "), text);
+    // The next receive is posted ahead, and may be what finds that a neighbour has given up.
+    CHECK_MESSAGE((text.starts_with(where(world) + " #2 (float32[1000]) in reduce-scatter step ") ||
+                   text.starts_with(where(world) + " #2 (float32[1000]) in all-gather step 1 ")),
+                  text);
     auto const has = [&](std::string const& part) { return text.find(part) != std::string::npos; };
     CHECK_MESSAGE(has("ranks that have not come: 1 (last called ring_all_reduce #1 (float32[1000]))"), text);
   });

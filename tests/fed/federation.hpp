@@ -26,7 +26,9 @@ namespace fed = pardl::fed;
 using pardl::data::TensorDataset;
 
 inline torch::nn::Sequential small_net(bool batch_norm = true, double dropout = 0.5) {
-  torch::manual_seed(3);
+  // Not torch::manual_seed(), which takes GPUs into use: workers that are forked later could not use them.
+  auto generator = at::globalContext().defaultGenerator(torch::kCPU);
+  generator.set_current_seed(3);
   torch::nn::Sequential net(torch::nn::Linear(8, 16));
   if (batch_norm) net->push_back(torch::nn::BatchNorm1d(16));
   net->push_back(torch::nn::ReLU());

@@ -185,7 +185,8 @@ class FixedPointSum {
   /// The weighted mean of all updates, float64 [S]. \throws Error if there was none.
   [[nodiscard]] torch::Tensor finalize() const {
     if (units_ == 0) throw Error(sentence("fed", "the mean of no updates", "let at least one client train"));
-    return sums_.to(torch::kDouble) / units_;
+    // By a tensor: a GPU divides by a number by multiplying with its reciprocal, which has other bits.
+    return sums_.to(torch::kDouble) / torch::full({}, units_, sums_.options().dtype(torch::kDouble));
   }
 
   /// The sums, int64 [S].

@@ -50,7 +50,8 @@ struct Sharing {
 
 /// A module's trainable parameters and floating-point buffers as views of one float32 row, and its integer buffers as
 /// views of an int64 row. The module then lives in these rows: writing them changes it. Move the module to its device
-/// and memory format before; gradients it has are dropped.
+/// and memory format before; gradients it has are dropped. Tensors begin at multiples of 16 bytes, which cuDNN asks of
+/// batch norm's statistics: numbers between them are 0 and belong to none.
 class FlatModel {
  public:
   /// A tensor's place in its row.
@@ -68,7 +69,7 @@ class FlatModel {
   /// What travels, [S].
   [[nodiscard]] torch::Tensor shared() const { return values_.narrow(0, 0, shared_); }
   /// What stays with a client, [L]; may be empty.
-  [[nodiscard]] torch::Tensor local() const { return values_.narrow(0, shared_, values_.numel() - shared_); }
+  [[nodiscard]] torch::Tensor local() const { return values_.narrow(0, local_, values_.numel() - local_); }
   /// Integer buffers, int64 [I]; they follow the buffers' policy.
   [[nodiscard]] torch::Tensor const& integers() const noexcept { return integers_; }
   [[nodiscard]] bool shares_integers() const noexcept { return buffers_ != BufferPolicy::client_local; }
@@ -113,7 +114,7 @@ class FlatModel {
   void lay_out(std::vector<Item> shared, std::vector<Item> local, std::vector<Item> integers);
 
   BufferPolicy buffers_;
-  std::int64_t shared_ = 0, shared_parameters_ = 0;
+  std::int64_t shared_ = 0, local_ = 0, shared_parameters_ = 0;  // local_: where local ones begin
   torch::Tensor values_, integers_;
   std::vector<torch::Tensor> parameters_;
   std::vector<Place> places_, integer_places_;
@@ -150,6 +151,7 @@ inline void FlatModel::lay_out(std::vector<Item> shared, std::vector<Item> local
                                "share at least one, or train without a federation"));
   torch::NoGradGuard const no_grad;
   auto const device = shared.front().tensor.device();
+  auto const aligned = [](std::int64_t begin) { return (begin + 3) / 4 * 4; };
   auto const rows = [&](std::vector<Item> const& items, torch::ScalarType type, std::vector<Place>& places,
                         std::int64_t begin) {
     for (auto const& [name, tensor, is_parameter] : items) {
@@ -162,6 +164,7 @@ inline void FlatModel::lay_out(std::vector<Item> shared, std::vector<Item> local
       if (tensor.device() != device)
         throw ConfigError(sentence("fed", name + " is on " + tensor.device().str() + ", others on " + device.str(),
                                    "put the whole model on one device"));
+      if (type == torch::kFloat) begin = aligned(begin);
       places.push_back({name, begin, tensor.numel(),
                         tensor.is_contiguous() ? tensor.sizes().vec() : std::vector<std::int64_t>{tensor.numel()}});
       begin += tensor.numel();
@@ -169,11 +172,12 @@ inline void FlatModel::lay_out(std::vector<Item> shared, std::vector<Item> local
     return begin;
   };
   shared_ = rows(shared, torch::kFloat, places_, 0);
-  auto const all = rows(local, torch::kFloat, places_, shared_);
+  local_ = local.empty() ? shared_ : aligned(shared_);
+  auto const all = rows(local, torch::kFloat, places_, local_);
   auto const counts = rows(integers, torch::kLong, integer_places_, 0);
 
-  values_ = torch::empty({all}, torch::dtype(torch::kFloat).device(device));
-  integers_ = torch::empty({counts}, torch::dtype(torch::kLong).device(device));
+  values_ = torch::zeros({all}, torch::dtype(torch::kFloat).device(device));
+  integers_ = torch::zeros({counts}, torch::dtype(torch::kLong).device(device));
   auto const move_in = [&](Item& item, torch::Tensor const& row, std::vector<Place> const& places, std::size_t at) {
     auto const& place = places[at];
     auto view = row.narrow(0, place.begin, place.size)
@@ -187,7 +191,7 @@ inline void FlatModel::lay_out(std::vector<Item> shared, std::vector<Item> local
   };
   std::size_t place = 0;
   for (auto& item : shared) {
-    if (item.is_parameter) shared_parameters_ += item.tensor.numel();
+    if (item.is_parameter) shared_parameters_ = places_[place].begin + places_[place].size;
     move_in(item, values_, places_, place++);
   }
   for (auto& item : local) move_in(item, values_, places_, place++);

@@ -10,7 +10,8 @@
 /// worker, however many clients there are (plus what clients keep, if they keep anything).
 ///
 /// The result is bit for bit the same for any number of workers and any schedule: draws are keyed by (seed, round,
-/// client), sums are exact (fixed_point_sum.hpp), and a client's numbers depend on its own task alone.
+/// client), sums are exact (fixed_point_sum.hpp), and a client's numbers depend on its own task alone. On a GPU that
+/// holds as far as LibTorch's kernels repeat themselves: workers let cuDNN take only such.
 #pragma once
 
 #include <torch/types.h>

@@ -8,11 +8,13 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <filesystem>
 #include <functional>
 #include <numeric>
 #include <optional>
 #include <span>
 #include <string>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -29,6 +31,16 @@
 
 namespace pardl::inline PARDL_ABI::fed::detail {
 
+/// Whether this process has opened a GPU of NVIDIA's; \returns false also where /proc cannot be read.
+inline bool uses_gpus() {
+  std::error_code error;
+  for (auto const& file : std::filesystem::directory_iterator("/proc/self/fd", error)) {
+    auto const target = std::filesystem::read_symlink(file.path(), error);
+    if (!error && target.native().starts_with("/dev/nvidia")) return true;
+  }
+  return false;
+}
+
 /// \throws ConfigError for options that cannot be right.
 inline void check(RunnerOptions const& options) {
   auto const require = [](bool fine, std::string const& what, char const* remedy) {
@@ -42,6 +54,10 @@ inline void check(RunnerOptions const& options) {
   require(options.threads_per_worker >= 1, std::to_string(options.threads_per_worker) + " threads per worker",
           "give 1 or more");
   require(!options.devices.empty(), "no device to compute on", "give torch::kCPU, or a GPU each worker may use");
+  bool const on_gpu = std::ranges::any_of(options.devices, [](torch::Device device) { return !device.is_cpu(); });
+  require(!options.processes || !on_gpu || !uses_gpus(), "workers on a GPU that this process uses already",
+          "CUDA does not survive the fork that makes a worker: make the runner before anything touches a GPU "
+          "(torch::manual_seed and torch::cuda::is_available do), or let processes be false");
   require(options.evaluation_batch_size >= 1,
           "an evaluation batch size of " + std::to_string(options.evaluation_batch_size), "give 1 or more");
   require(options.worker_timeout.count() >= 0, "a negative worker timeout", "0 waits for ever");

@@ -154,6 +154,8 @@ class RoundWorker {
   std::optional<std::string> begin(std::size_t worker, bool training) {
     try {
       if (model_.device() != device(worker)) {
+        // The fastest of cuDNN's kernels add in no fixed order: the result would depend on the run.
+        at::globalContext().setDeterministicCuDNN(true);
         pardl::detail::contained(net_).to(device(worker));
         model_ = FlatModel(net_, options_.sharing);
       }
