@@ -5,10 +5,14 @@
 /// What memory allows (--limits) are two passes by every rank at once that read a buffer once and write one once, the
 /// least that a sum in place can do where the ranks' exchange stays in cache: `copy`, one memcpy into another buffer,
 /// half a rotation away, so that neither is in cache; and `rewrite`, one pass that changes each element where it is.
-/// On processors where memcpy reads its destination first the second is the stricter one.
+/// Where memcpy reads its destination before it writes there, the second is the stricter one.
 #include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
 #include <cstring>
-#include <stdexcept>
+#include <string>
+#include <vector>
 
 #include "common.hpp"
 #include "pardl/comm/ring_all_reduce.hpp"

@@ -5,20 +5,27 @@
 /// Ranks are processes, forked before this one has started a thread, and work as a program's do: pardl::init, then
 /// pardl::all_reduce(…).wait(). The time ends where wait() has thrown. It holds the end of the killed process too,
 /// whose memory the kernel gives back first. Every error must name the rank that died.
-#include <CLI/CLI.hpp>
-#include <array>
-#include <cerrno>
-#include <csignal>
-#include <filesystem>
-#include <optional>
-#include <random>
-#include <stdexcept>
-#include <torch/csrc/distributed/c10d/FileStore.hpp>
-
 #include <poll.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#include <CLI/CLI.hpp>
+
+#include <array>
+#include <cerrno>
+#include <chrono>
+#include <csignal>
+#include <cstdint>
+#include <cstdio>
+#include <ctime>
+#include <filesystem>
+#include <optional>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <system_error>
+#include <torch/csrc/distributed/c10d/FileStore.hpp>
+#include <vector>
 
 #include "common.hpp"
 #include "rotation.hpp"

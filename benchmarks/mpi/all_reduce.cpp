@@ -6,8 +6,12 @@
 #define OMPI_SKIP_MPICXX 1  // Open MPI's old C++ interface: not needed, and it warns
 #include <mpi.h>
 
+#include <algorithm>
+#include <cstddef>
+#include <cstdio>
 #include <cstdlib>
 #include <exception>
+#include <stdexcept>
 
 #include "../rotation.hpp"
 
