@@ -44,6 +44,7 @@ std::int64_t now_ns() { return std::chrono::steady_clock::now().time_since_epoch
 
 /// What a rank that lives tells the parent, in one write: shorter than a pipe's atomic size.
 struct LastWords {
+  char mark = '.';  ///< where a rank at work says '!'
   std::int64_t at_ns = 0;
   std::array<char, 2048> text{};
 };
@@ -100,7 +101,7 @@ void read_from(Rank const& rank, void* data, std::size_t bytes, char const* what
 /// The ranks of one kill; what still lives at the end is killed.
 class Ranks {
  public:
-  Ranks(Options const& options, std::string const& meeting) {
+  Ranks(Options const& options, std::string const& meeting) : shm_(options.backend == "shm") {
     for (int rank = 0; rank < options.ranks; ++rank) {
       int ends[2] = {-1, -1};
       if (::pipe(ends) != 0) throw std::runtime_error("no pipe");
@@ -129,10 +130,9 @@ class Ranks {
   void wait_until_at_work() const {
     for (auto const& rank : ranks_) {
       LastWords words;
-      auto* const text = reinterpret_cast<char*>(&words);
-      read_from(rank, text, 1, "before it is at work");
-      if (*text == '!') continue;
-      read_from(rank, text + 1, sizeof words - 1, "before it is at work");
+      read_from(rank, &words.mark, 1, "before it is at work");
+      if (words.mark == '!') continue;
+      read_from(rank, &words.mark + 1, sizeof words - 1, "before it is at work");
       throw std::runtime_error("a rank failed before one was killed: " + std::string(words.text.data()));
     }
   }
@@ -147,8 +147,9 @@ class Ranks {
       LastWords words;
       read_from(ranks_[static_cast<std::size_t>(rank)], &words, sizeof words, "after another was killed");
       std::string const text = words.text.data();
-      if (text.find("rank " + std::to_string(victim)) == std::string::npos)
-        throw std::runtime_error("rank " + std::to_string(rank) + " does not name rank " + std::to_string(victim) +
+      auto const number = std::to_string(victim);
+      if (text.find(shm_ ? "rank " + number + " has died" : "have not come: " + number) == std::string::npos)
+        throw std::runtime_error("rank " + std::to_string(rank) + " does not name rank " + number +
                                  ", which was killed: " + text);
       ms.push_back(static_cast<double>(words.at_ns - killed_ns) * 1e-6);
     }
@@ -156,6 +157,7 @@ class Ranks {
   }
 
  private:
+  bool shm_;  ///< the backends have sentences of their own
   std::vector<Rank> ranks_;
 };
 
