@@ -7,14 +7,15 @@ import statistics
 import common
 import torch
 import torch.distributed as dist
+from federated_job import ConvNet2
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel as DDP
 from wide_resnet import WideResNet, mlp
 
 parser = argparse.ArgumentParser()
-parser.add_argument("--model", choices=["mlp", "wrn"], default="mlp")
-parser.add_argument("--blocks", type=int, default=10, help="of each kind; medians are over them")
-parser.add_argument("--steps", type=int, default=0, help="of a block; 0: 400 for mlp, 2 for wrn")
+parser.add_argument("--model", choices=["mlp", "convnet2", "wrn"], default="mlp")
+parser.add_argument("--blocks", type=int, default=0, help="of each kind; medians are over them; 0: by the model")
+parser.add_argument("--steps", type=int, default=0, help="of a block; 0: by the model")
 parser.add_argument("--repeat", type=int, default=1, help="number of this repetition, for the CSV line")
 args = parser.parse_args()
 
@@ -23,12 +24,14 @@ torch.manual_seed(1)
 dist.init_process_group("gloo")
 rank, ranks = dist.get_rank(), dist.get_world_size()
 
-steps = args.steps or (400 if args.model == "mlp" else 2)
 if args.model == "mlp":
-    net, inputs = mlp(), torch.rand(32, 784)
+    net, inputs, steps, blocks = mlp(), torch.rand(32, 784), 400, 10
+elif args.model == "convnet2":
+    net, inputs, steps, blocks = ConvNet2(), torch.rand(32, 1, 28, 28), 4, 10
 else:
-    net = WideResNet().to(memory_format=torch.channels_last)
+    net, steps, blocks = WideResNet().to(memory_format=torch.channels_last), 2, 6
     inputs = torch.rand(256, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+steps, blocks = args.steps or steps, args.blocks or blocks
 targets = torch.arange(len(inputs)) % 10
 
 
@@ -54,7 +57,7 @@ def slowest(block):
 
 trainers = {"plain": trainer(copy.deepcopy(net)), "ddp": trainer(DDP(copy.deepcopy(net))),
             "view": trainer(DDP(copy.deepcopy(net), gradient_as_bucket_view=True))}
-times = [{name: slowest(block) for name, block in trainers.items()} for _ in range(args.blocks + 1)]
+times = [{name: slowest(block) for name, block in trainers.items()} for _ in range(blocks + 1)]
 times = times[1:]  # the first was the warm-up: kernels chosen, buckets rebuilt
 if rank == 0:
     for name in trainers:
