@@ -4,6 +4,7 @@
 Each case trains one small model on several ranks over Gloo, in processes of this script. Everything that the repetition
 needs is in the trace: weights, inputs, options, and each rank's gradients and parameters after every step.
 """
+import contextlib
 import importlib.util
 import multiprocessing
 import os
@@ -11,14 +12,21 @@ import random
 import sys
 import tempfile
 import types
+import unittest.mock
 
 import torch
+import torch._dynamo  # DistributedDataParallel imports it: once here, not once for each rank
 import torch.distributed as dist
 from torch import nn
 
 
-def stand_in_for_numpy():
-    """PowerSGDState asks NumPy for numbers; where it is missing, the same Mersenne Twister is Python's own."""
+def numpy_or_stand_in():
+    """PowerSGDState asks NumPy for numbers; where it is missing, the same Mersenne Twister is Python's own.
+
+    Only while PowerSGDState is made: other parts of torch would believe that all of NumPy is there.
+    """
+    if importlib.util.find_spec("numpy") is not None:
+        return contextlib.nullcontext()
 
     class RandomState:
         def __init__(self, seed):
@@ -36,25 +44,32 @@ def stand_in_for_numpy():
 
     numpy = types.ModuleType("numpy")
     numpy.random = types.SimpleNamespace(RandomState=RandomState)
-    sys.modules["numpy"] = numpy
+    return unittest.mock.patch.dict(sys.modules, {"numpy": numpy})
 
 
-RANKS, STEPS, BATCH, LR = (2, 3), 9, 4, 0.1
+STEPS, BATCH, LR = 9, 4, 0.1
+# A rate of 0.5 has every gradient compressed. Those that are sent whole differ from PyTorch's in the last bits.
 POWER_SGD = {
     "default": {"start_powerSGD_iter": 3},
-    "rank_2": {"matrix_approximation_rank": 2, "start_powerSGD_iter": 2, "random_seed": 7},
-    "rank_4": {"matrix_approximation_rank": 4, "start_powerSGD_iter": 2, "min_compression_rate": 1},
-    "all_compressed": {"start_powerSGD_iter": 2, "min_compression_rate": 0.5},
-    "batched": {"start_powerSGD_iter": 2, "batch_tensors_with_same_shape": True},
+    "rank_2": {"matrix_approximation_rank": 2, "start_powerSGD_iter": 2, "min_compression_rate": 0.5, "random_seed": 7},
+    "rank_4": {"matrix_approximation_rank": 4, "start_powerSGD_iter": 2, "min_compression_rate": 0.5},
+    "batched": {"start_powerSGD_iter": 2, "min_compression_rate": 0.5, "batch_tensors_with_same_shape": True},
+    "batched_default": {"start_powerSGD_iter": 2, "batch_tensors_with_same_shape": True},
     "no_feedback": {"start_powerSGD_iter": 2, "use_error_feedback": False},
-    "cold": {"start_powerSGD_iter": 2, "warm_start": False},
+    "cold": {"start_powerSGD_iter": 2, "min_compression_rate": 0.5, "warm_start": False},
     "bare": {"start_powerSGD_iter": 0, "use_error_feedback": False, "warm_start": False},
-    "epsilon": {"matrix_approximation_rank": 2, "start_powerSGD_iter": 2, "orthogonalization_epsilon": 1e-4},
+    "epsilon": {"matrix_approximation_rank": 2, "start_powerSGD_iter": 2, "min_compression_rate": 0.5,
+                "orthogonalization_epsilon": 1e-4},
 }
 CASES = ([("power_sgd", name, options) for name, options in POWER_SGD.items()]
-         + [("power_sgd_fp16", "default", {"start_powerSGD_iter": 3})]
+         + [("power_sgd_fp16", "default", {"start_powerSGD_iter": 3}),
+            ("power_sgd_fp16", "compressed", {"start_powerSGD_iter": 3, "min_compression_rate": 0.5})]
          + [("per_tensor", "default", {}), ("per_channel", "default", {}), ("per_channel", "128", {"bucket_size": 128})]
          + [("post_local", "alone", {"period": 3, "warmup_steps": 2})])
+# A bucket for each parameter, biases too. On one rank: over Gloo, PyTorch's buckets send in an order of chance.
+BUCKETS = [("power_sgd", "buckets", {"start_powerSGD_iter": 2, "bucket_cap_mb": 0.0005}),
+           ("power_sgd", "cold_buckets", {"start_powerSGD_iter": 2, "warm_start": False, "bucket_cap_mb": 0.0005})]
+RUNS = [(1, CASES[:2] + BUCKETS), (2, CASES), (3, CASES)]
 
 
 def make_model():
@@ -70,7 +85,9 @@ def register(model, kind, options):
         hook = powerSGD_hook.powerSGD_hook
         if kind.endswith("fp16"):
             hook = default_hooks.fp16_compress_wrapper(hook)
-        model.register_comm_hook(powerSGD_hook.PowerSGDState(None, **options), hook)
+        with numpy_or_stand_in():
+            state = powerSGD_hook.PowerSGDState(None, **options)
+        model.register_comm_hook(state, hook)
     elif kind == "per_tensor":
         model.register_comm_hook(group, quantization_hooks.quantization_pertensor_hook)
     elif kind == "per_channel":
@@ -89,7 +106,8 @@ def run(kind, options, weights, inputs):
     with torch.no_grad():
         for parameter, weight in zip(model.parameters(), weights):
             parameter.copy_(weight)
-    ddp = nn.parallel.DistributedDataParallel(model)
+    options = dict(options)
+    ddp = nn.parallel.DistributedDataParallel(model, bucket_cap_mb=options.pop("bucket_cap_mb", None))
     register(ddp, kind, options)
     optimizer = torch.optim.SGD(model.parameters(), lr=LR, foreach=False)
     if kind == "post_local":
@@ -112,24 +130,22 @@ def data(number, rank):
     return weights, torch.randn(STEPS, BATCH, 20, generator=generator)
 
 
-def rank_main(folder, rank, ranks):
+def rank_main(folder, rank, ranks, cases):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store_{ranks}", rank=rank, world_size=ranks)
-    results = [run(kind, options, *data(number, rank)) for number, (kind, _, options) in enumerate(CASES)]
+    results = [run(kind, options, *data(number, rank)) for number, (kind, _, options) in enumerate(cases)]
     torch.save(results, f"{folder}/rank_{ranks}_{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
 
 
 def main():
-    if importlib.util.find_spec("numpy") is None:
-        stand_in_for_numpy()
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     fork = multiprocessing.get_context("fork")
-    cases = []
+    trace = []
     with tempfile.TemporaryDirectory() as folder:
-        for ranks in RANKS:
-            processes = [fork.Process(target=rank_main, args=(folder, rank, ranks)) for rank in range(ranks)]
+        for ranks, cases in RUNS:
+            processes = [fork.Process(target=rank_main, args=(folder, rank, ranks, cases)) for rank in range(ranks)]
             for process in processes:
                 process.start()
             for process in processes:
@@ -137,14 +153,14 @@ def main():
             if any(process.exitcode for process in processes):
                 sys.exit("a rank failed")
             seen = [torch.load(f"{folder}/rank_{ranks}_{rank}.pt") for rank in range(ranks)]
-            for number, (kind, name, options) in enumerate(CASES):
-                cases.append({
+            for number, (kind, name, options) in enumerate(cases):
+                trace.append({
                     "kind": kind, "name": name, "ranks": ranks, "lr": LR,
                     "options": {key: float(value) for key, value in options.items()},
                     "weights": data(number, 0)[0], "inputs": [data(number, rank)[1] for rank in range(ranks)],
                     "gradients": [each[number]["gradients"] for each in seen],
                     "after": [each[number]["after"] for each in seen]})
-    torch.save({"version": str(torch.__version__), "cases": cases}, sys.argv[1])
+    torch.save({"version": str(torch.__version__), "cases": trace}, sys.argv[1])
 
 
 if __name__ == "__main__":

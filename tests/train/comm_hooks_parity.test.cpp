@@ -74,8 +74,11 @@ struct Distance {
 template <class O>
 Distance repeat(Trace const& trace, ProcessGroup const& world, torch::nn::Sequential& net, O&& sgd) {
   auto const rank = static_cast<std::size_t>(world.rank());
-  Model model{net, world};
-  register_hook(model, trace.at("kind").toStringRef(), trace.at("options").toGenericDict());
+  auto const options = trace.at("options").toGenericDict();
+  pardl::DistributedDataParallelOptions ddp;
+  if (options.contains("bucket_cap_mb")) ddp.bucket_cap_mib = options.at("bucket_cap_mb").toDouble();
+  Model model{net, world, ddp};
+  register_hook(model, trace.at("kind").toStringRef(), options);
   auto const inputs = pardl::testing::tensors(trace.at("inputs"))[rank];
   auto const gradients_there = trace.at("gradients").toList().get(rank).toList();
   auto const after_there = trace.at("after").toList().get(rank).toList();

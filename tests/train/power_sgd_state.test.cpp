@@ -3,6 +3,8 @@
 #include <doctest/doctest.h>
 #include <torch/torch.h>
 
+#include <chrono>
+#include <cstdint>
 #include <limits>
 #include <string>
 #include <utility>
@@ -53,36 +55,107 @@ pardl::StateDict copy_of(pardl::StateDict const& state) {
 }  // namespace
 
 TEST_CASE("a run goes on from a checkpoint bit for bit, whatever its buckets") {
-  for (bool const warm : {true, false})
-    for (double const cap_afterwards : {0.0005, 25.0}) {
-      PowerSgdOptions const options{.start_powerSGD_iter = 2, .min_compression_rate = 0.5, .warm_start = warm};
-      if (!warm && cap_afterwards == 25.0) continue;  // each bucket draws anew, so there buckets matter
-      pardl::testing::TemporaryFolder const folder;
-      with_ranks(2, [&](ProcessGroup world) {
-        auto const file = folder / ("hook" + std::to_string(world.rank()) + ".safetensors");
-        Mlp straight(1), first(1), second(2);
-        auto const straight_hook = hooks::power_sgd(options);
-        DistributedDataParallel whole{straight, world, {.bucket_cap_mib = 0.0005}};
-        whole.register_comm_hook(straight_hook);
-        train(whole, 0, 9);
-        {
-          DistributedDataParallel model{first, world, {.bucket_cap_mib = 0.0005}};
-          auto const hook = hooks::power_sgd(options);
-          model.register_comm_hook(hook);
-          train(model, 0, 5);
-          pardl::save_tensors(file, hook.state_dict(model));
-        }
-        pardl::load_state_dict(second, pardl::state_dict(first));
-        DistributedDataParallel model{second, world, {.bucket_cap_mib = cap_afterwards}};
-        auto hook = hooks::power_sgd(options);
+  PowerSgdOptions const options{.start_powerSGD_iter = 2, .min_compression_rate = 0.5};
+  for (double const cap_afterwards : {0.0005, 25.0}) {
+    pardl::testing::TemporaryFolder const folder;
+    with_ranks(2, [&](ProcessGroup world) {
+      auto const file = folder / ("hook" + std::to_string(world.rank()) + ".safetensors");
+      Mlp straight(1), first(1), second(2);
+      auto const straight_hook = hooks::power_sgd(options);
+      DistributedDataParallel whole{straight, world, {.bucket_cap_mib = 0.0005}};
+      whole.register_comm_hook(straight_hook);
+      train(whole, 0, 9);
+      {
+        DistributedDataParallel model{first, world, {.bucket_cap_mib = 0.0005}};
+        auto const hook = hooks::power_sgd(options);
         model.register_comm_hook(hook);
-        hook.load_state_dict(second, pardl::load_tensors(file));
-        CHECK(hook.iter() == 5);
-        train(model, 5, 9);
-        CHECK(same_bits(second->parameters(), straight->parameters()));
-        CHECK(same_state(hook.state_dict(second), straight_hook.state_dict(straight)));
-      });
+        train(model, 0, 5);
+        pardl::save_tensors(file, hook.state_dict(model));
+      }
+      pardl::load_state_dict(second, pardl::state_dict(first));
+      DistributedDataParallel model{second, world, {.bucket_cap_mib = cap_afterwards}};
+      auto hook = hooks::power_sgd(options);
+      model.register_comm_hook(hook);
+      hook.load_state_dict(second, pardl::load_tensors(file));
+      CHECK(hook.iter() == 5);
+      train(model, 5, 9);
+      CHECK(same_bits(second->parameters(), straight->parameters()));
+      CHECK(same_state(hook.state_dict(second), straight_hook.state_dict(straight)));
+    });
+  }
+}
+
+TEST_CASE("of equal buckets each kind of hook goes on bit for bit") {
+  Heap heap({{12, 10}, {6}, {10, 12}, {12, 10}});
+  for (bool const feedback : {true, false})
+    for (bool const warm : {true, false})
+      for (bool const batch : {true, false})
+        with_ranks(2, [&](ProcessGroup world) {
+          PowerSgdOptions const options{.matrix_approximation_rank = 2,
+                                        .start_powerSGD_iter = 2,
+                                        .min_compression_rate = 1,
+                                        .use_error_feedback = feedback,
+                                        .warm_start = warm,
+                                        .random_seed = 3,
+                                        .batch_tensors_with_same_shape = batch};
+          auto straight = hooks::power_sgd(options), resumed = hooks::power_sgd(options);
+          auto const gradients_of = [&](int s) {
+            return heap.random_gradients(static_cast<std::uint64_t>(100 * s + 10 * world.rank()));
+          };
+          for (int s = 0; s < 6; ++s) (void)heap.reduced(straight, world, gradients_of(s));
+          resumed.load_state_dict(heap, copy_of(straight.state_dict(heap)));
+          CHECK(resumed.compression_stats().numel_after_compression ==
+                straight.compression_stats().numel_after_compression);
+          for (int s = 6; s < 9; ++s)
+            CHECK(same_bits(heap.reduced(resumed, world, gradients_of(s)),
+                            heap.reduced(straight, world, gradients_of(s))));
+          CHECK(same_state(resumed.state_dict(heap), straight.state_dict(heap)));
+        });
+}
+
+TEST_CASE("of a model whose memory is channels last the errors have their places") {
+  for (auto const format : {torch::MemoryFormat::Contiguous, torch::MemoryFormat::ChannelsLast}) {
+    torch::nn::Sequential net(torch::nn::Conv2d(3, 8, 3));
+    fill(*net, 4);
+    auto weight = net->parameters()[0];
+    weight.set_data(weight.detach().clone(format));
+    ProcessGroup const world;
+    DistributedDataParallel model{net, world};
+    auto hook = hooks::power_sgd({.start_powerSGD_iter = 2});
+    model.register_comm_hook(hook);
+    auto const x = seeded({2, 3, 5, 5}, 9);
+    torch::Tensor wanted;
+    for (int s = 0; s < 3; ++s) {
+      model.zero_grad();
+      loss_of(model(x)).backward();
+      if (s == 1) wanted = weight.grad().clone();
     }
+    auto const state = hook.state_dict(net);
+    auto const left = state["error_dict.0.weight"];
+    CHECK(left.abs().max().item<double>() > 0.01 * wanted.abs().max().item<double>());
+    CHECK(gap(weight.grad() + left, wanted) < 1e-6);
+    auto again = hooks::power_sgd({.start_powerSGD_iter = 2});
+    again.load_state_dict(net, state);
+    CHECK(same_state(again.state_dict(net), state));
+  }
+}
+
+TEST_CASE("a peer that is gone ends backward with its cause, and so the next forward") {
+  std::string at_backward, at_forward;
+  with_ranks(2,
+             [&](ProcessGroup world) {
+               Mlp net(1);
+               DistributedDataParallel model{net, world};
+               model.register_comm_hook(hooks::power_sgd({.start_powerSGD_iter = 2, .min_compression_rate = 0.5}));
+               train(model, 0, 3);
+               auto const loss = loss_of(model(batch_of(world.rank(), 3)));
+               if (world.rank() == 1) return;  // the group goes with the thread
+               at_backward = message_of([&] { loss.backward(); });
+               at_forward = message_of([&] { (void)model(batch_of(0, 1)); });
+             },
+             {.timeout = std::chrono::milliseconds(3000)});
+  CHECK_MESSAGE(contains(at_backward, "[comm] rank 0/2: all_reduce #"), at_backward);
+  CHECK_MESSAGE(contains(at_forward, "[ddp] rank 0/2: the last backward failed"), at_forward);
 }
 
 TEST_CASE("a state that does not fit is refused, and nothing changes") {
@@ -105,6 +178,7 @@ TEST_CASE("a state that does not fit is refused, and nothing changes") {
   CHECK(contains(said([](auto& state) { state["q_memory_dict.p0"] = torch::zeros({10, 2}); }), "q_memory_dict.p0 has"));
   CHECK(contains(said([](auto& state) { state["error_dict.p0"] = torch::zeros({10, 12}); }), "error_dict.p0 has"));
   CHECK(contains(said([](auto& state) { state.insert("error_dict.p1", torch::zeros({12})); }), "it has 1 entries"));
+  CHECK(contains(said([](auto& state) { state.erase("q_memory_dict.p0"); }), "of p0 it has the error or the factor"));
   CHECK(contains(message_of([&] {
                    auto other = hooks::power_sgd({.start_powerSGD_iter = 2, .warm_start = false});
                    other.load_state_dict(heap, good);

@@ -104,7 +104,7 @@ TEST_CASE("a value is off by half a scale at most, and by less with channels of 
 }
 
 TEST_CASE("zeros, one sign, and gradients that are no numbers") {
-  Heap const heap({{6}});
+  Heap const heap(Shapes{{6}});
   ProcessGroup const world;
   for (auto hook : {hooks::quantization_per_tensor(), hooks::quantization_per_channel({.bucket_size = 4})}) {
     CHECK(torch::equal(heap.reduced(hook, world, {torch::zeros({6})})[0], torch::zeros({6})));

@@ -87,15 +87,17 @@ class Quantization {
     auto const rows = at::constant_pad_nd(buffer, {0, (width - length % width) % width}).view({-1, width});
     auto const parameters = detail::quantization_parameters(rows);
     auto const codes = detail::quantized(rows, parameters);
-    auto const all_parameters = at::empty({world.size(), 2, rows.size(0), 1}, parameters.options());
-    auto const all_codes = at::empty({world.size(), rows.size(0), width}, codes.options());
+    auto const ranks = world.size(), channels = rows.size(0);
+    auto const all_parameters = at::empty({ranks * 2, channels, 1}, parameters.options());
+    auto const all_codes = at::empty({ranks * channels, width}, codes.options());
     auto first = pardl::all_gather_into(world, all_parameters, parameters);
     auto second = pardl::all_gather_into(world, all_codes, codes);
     first.wait();
     second.wait();
     auto sum = at::zeros(rows.sizes(), parameters.options());
-    for (std::int64_t r = 0; r < world.size(); ++r) sum.add_(detail::dequantized(all_codes[r], all_parameters[r]));
-    return buffer.copy_(sum.div_(world.size()).view(-1).narrow(0, 0, length));
+    for (std::int64_t r = 0; r < ranks; ++r)
+      sum.add_(detail::dequantized(all_codes.narrow(0, r * channels, channels), all_parameters.narrow(0, r * 2, 2)));
+    return buffer.copy_(sum.div_(ranks).view(-1).narrow(0, 0, length));
   }
 
   std::int64_t width_;

@@ -29,7 +29,7 @@ struct BucketParts {
   std::size_t index = 0;
   bool last = false;
   torch::Tensor buffer;                   ///< [elements]
-  std::vector<torch::Tensor> gradients;   ///< views of the buffer in the parameters' shapes
+  std::vector<torch::Tensor> gradients;   ///< views of the buffer in the parameters' shapes, not in their strides
   std::vector<torch::Tensor> parameters;  ///< in the order of the gradients
 };
 
@@ -47,7 +47,7 @@ struct PowerSgdBucket {
   std::vector<std::size_t> whole{};  ///< places of gradients that are not worth the work: they are sent whole
   torch::Tensor p{}, q{};            ///< all groups' factors, one after the other
   torch::Tensor error{};             ///< [elements]; zero where gradients are sent whole
-  bool started = false;              ///< q holds the step before, not nothing
+  bool started = false;              ///< has drawn: q holds the step before, not nothing
 };
 
 /// What is kept of one parameter; undefined where there is nothing.
@@ -91,6 +91,7 @@ class PowerSgdMemory {
 
   [[nodiscard]] std::unordered_map<c10::TensorImpl const*, PowerSgdKept> const& kept() const noexcept { return kept_; }
   void replace(std::unordered_map<c10::TensorImpl const*, PowerSgdKept> kept) {
+    resumed_ = !kept.empty();
     kept_ = std::move(kept);
     buckets_.clear();
   }
@@ -108,6 +109,7 @@ class PowerSgdMemory {
       else
         for (auto const member : members) bucket.groups.push_back({{member}, {}, {}});
     }
+    bucket.started = settings_.keeps_factors && resumed_;
     if (bucket.groups.empty()) return bucket;
 
     bucket.p = at::empty({p_size}, parts.buffer.options());
@@ -163,7 +165,7 @@ class PowerSgdMemory {
         PowerSgdKept here;
         if (settings_.keeps_errors) {
           auto const offset = gradient.storage_offset() - parts.buffer.storage_offset();
-          here.error = bucket.error.narrow(0, offset, gradient.numel()).view(gradient.sizes());
+          here.error = shaped_as(parts.parameters[group.members[i]], bucket.error.narrow(0, offset, gradient.numel()));
           if (kept.error.defined()) copy_here(here.error, kept.error);
         }
         if (settings_.keeps_factors) {
@@ -172,6 +174,12 @@ class PowerSgdMemory {
         }
         kept = std::move(here);
       }
+  }
+
+  /// A piece of a bucket is in the order of the parameter's memory, such as channels last, where that has no gaps.
+  static torch::Tensor shaped_as(torch::Tensor const& parameter, torch::Tensor const& piece) {
+    if (!parameter.is_non_overlapping_and_dense()) return piece.view(parameter.sizes());
+    return piece.as_strided(parameter.sizes(), parameter.strides(), piece.storage_offset());
   }
 
   /// The old memory may go right after: its allocator must know that this stream still reads it.
@@ -183,6 +191,7 @@ class PowerSgdMemory {
   Settings settings_;
   std::map<std::size_t, PowerSgdBucket> buckets_;  ///< by index
   std::unordered_map<c10::TensorImpl const*, PowerSgdKept> kept_;
+  bool resumed_ = false;  ///< kept_ came from a checkpoint: its run has drawn for every bucket
 };
 
 }  // namespace pardl::inline PARDL_ABI::detail
