@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // PowerSGD, the quantisation hooks and post-local SGD beside PyTorch's own, live, on the same LibTorch and machine:
-// gradients of every rank in every step, with the random start that PyTorch draws.
+// gradients and parameters of every rank after every step, from the random start that PyTorch draws.
 #include <doctest/doctest.h>
 #include <torch/torch.h>
 
@@ -116,6 +116,18 @@ Distance repeat(Trace const& trace, ProcessGroup const& world) {
                                                            .warmup_steps = whole_option(o, "warmup_steps", 0)}}});
 }
 
+/// Zero where nothing differs by design. What PowerSGD sends whole does: we divide it before the sum, so that it does
+/// not overflow, and PyTorch counts its distance from the mean as an error. Measured: 1.5e-6, and 5.9e-3 in float16.
+double tolerance_of(Trace const& trace) {
+  auto const kind = trace.at("kind").toStringRef();
+  auto const options = trace.at("options").toGenericDict();
+  auto const ranks = trace.at("ranks").toInt();
+  bool const all_compressed = option(options, "min_compression_rate", 2) <= 0.5;
+  if (kind.find("power_sgd") != 0 || all_compressed || ranks == 1) return 0;
+  if (ranks == 2 && option(options, "use_error_feedback", 1) == 0) return 0;  // halves are exact
+  return kind == "power_sgd_fp16" ? 2e-2 : 1e-5;
+}
+
 }  // namespace
 
 TEST_CASE("hooks and averagers train as PyTorch's do") {
@@ -127,13 +139,17 @@ TEST_CASE("hooks and averagers train as PyTorch's do") {
     auto const kind = one.at("kind").toStringRef(), name = kind + " " + one.at("name").toStringRef();
     auto const ranks = static_cast<int>(one.at("ranks").toInt());
     std::vector<Distance> distances(static_cast<std::size_t>(ranks));
+    auto const tolerance = tolerance_of(one);
     with_ranks(ranks,
-               [&](ProcessGroup world) { distances[static_cast<std::size_t>(world.rank())] = repeat(one, world); });
+               [&](ProcessGroup world) { distances[static_cast<std::size_t>(world.rank())] = repeat(one, world); },
+               {.backend = ranks == 1 ? "" : "gloo"});  // PyTorch's, whose sums have its order
     for (auto const& [differ, of, worst] : distances) {
       CAPTURE(name);
       CAPTURE(ranks);
       MESSAGE(name << ", " << ranks << " ranks: " << differ << " of " << of << " differ, by " << worst);
-      CHECK(worst < 1e-4);
+      CHECK(of > 0);
+      CHECK(worst <= tolerance);
+      if (tolerance == 0) CHECK(differ == 0);
     }
   }
 }

@@ -242,6 +242,44 @@ TEST_CASE("ranks end with the same parameters, bit for bit") {
   }
 }
 
+TEST_CASE("DistributedDataParallel steps with the mean: where nothing is left out, with that of no hook") {
+  with_ranks(2, [](ProcessGroup world) {
+    Mlp net(1), alone(1);
+    DistributedDataParallel model{net, world, {.bucket_cap_mib = 0.0005}};
+    model.register_comm_hook(
+        hooks::power_sgd({.matrix_approximation_rank = 16, .start_powerSGD_iter = 2, .min_compression_rate = 0.01}));
+    for (int s = 0; s < 4; ++s) {
+      model.zero_grad();
+      loss_of(model(batch_of(world.rank(), s))).backward();
+      auto const got = gradients(*net), expected = mean_of_own(*alone, 2, s);
+      for (std::size_t i = 0; i < got.size(); ++i) CHECK_MESSAGE(gap(got[i], expected[i]) < 1e-5, "step " << s);
+    }
+  });
+}
+
+TEST_CASE("a bucket with nothing to compress takes its seed all the same, as in PyTorch, but only once") {
+  Heap const biases(Shapes{{6}});
+  Heap matrices({{12, 10}});
+  ProcessGroup const world;
+  pardl::detail::RandomStateSeeds seeds(0);
+  seeds.next();
+  seeds.next();
+  auto const step = [&](hooks::PowerSgd& hook) {
+    auto first = biases.bucket(biases.random_gradients(1), 0, 2);
+    auto second = matrices.bucket(matrices.random_gradients(1), 1, 2);
+    for (auto* bucket : {&first, &second}) hook(world, *bucket)->waitAndThrow();
+    return hook.state_dict(matrices)["random_draws"].item<std::int64_t>();
+  };
+  auto hook = hooks::power_sgd({.start_powerSGD_iter = 2});
+  CHECK(step(hook) == 0);
+  CHECK(step(hook) == 0);
+  CHECK(step(hook) == seeds.draws());
+  CHECK(step(hook) == seeds.draws());
+  auto resumed = hooks::power_sgd({.start_powerSGD_iter = 2});
+  resumed.load_state_dict(matrices, hook.state_dict(matrices));
+  CHECK(step(resumed) == seeds.draws());
+}
+
 TEST_CASE("compression_stats counts elements") {
   Heap const heap({{12, 10}, {12}});
   auto hook = hooks::power_sgd({.start_powerSGD_iter = 2});

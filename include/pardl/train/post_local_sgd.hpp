@@ -10,8 +10,9 @@
 /// pardl::optim::PostLocalSgd sgd{pardl::optim::SGD{model.parameters(), {.lr = 0.1}},
 ///                                pardl::PeriodicModelAverager{world, {.period = 4, .warmup_steps = 100}}};
 /// ```
-/// Going on from a checkpoint, give the hook the optimizer's count: `.iter = sgd.averager().step()`.
-/// PyTorch: post_localSGD_hook, PostLocalSGDOptimizer.
+/// Buffers, such as a batch norm's averages, are rank 0's at each forward all the same, unless `forward_sync_buffers`
+/// of DistributedDataParallel is off. Going on from a checkpoint, give the hook the optimizer's count: `.iter =
+/// sgd.averager().step()`. PyTorch: post_localSGD_hook, PostLocalSGDOptimizer.
 #pragma once
 
 #include <torch/ordered_dict.h>

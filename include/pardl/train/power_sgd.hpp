@@ -23,7 +23,7 @@
 ///   - values belong to parameters, not to buckets: a run goes on from a checkpoint with its first step, whatever the
 ///   buckets;
 ///   - every all-reduce is started from backward's own thread, so several buckets over Gloo keep one order on all
-///   ranks.
+///   ranks; and without warm_start the end of one bucket does not clear what the next still needs.
 /// Left out: batched_powerSGD_hook, which flattens whole buckets, and the log: ask compression_stats().
 #pragma once
 

@@ -87,7 +87,7 @@ class Quantization {
     auto const rows = at::constant_pad_nd(buffer, {0, (width - length % width) % width}).view({-1, width});
     auto const parameters = detail::quantization_parameters(rows);
     auto const codes = detail::quantized(rows, parameters);
-    auto const ranks = world.size(), channels = rows.size(0);
+    std::int64_t const ranks = world.size(), channels = rows.size(0);
     auto const all_parameters = at::empty({ranks * 2, channels, 1}, parameters.options());
     auto const all_codes = at::empty({ranks * channels, width}, codes.options());
     auto first = pardl::all_gather_into(world, all_parameters, parameters);
