@@ -264,20 +264,20 @@ TEST_CASE("a bucket with nothing to compress takes its seed all the same, as in 
   pardl::detail::RandomStateSeeds seeds(0);
   seeds.next();
   seeds.next();
-  auto const step = [&](hooks::PowerSgd& hook) {
+  auto const draws_after_step = [&](hooks::PowerSgd& hook) {
     auto first = biases.bucket(biases.random_gradients(1), 0, 2);
     auto second = matrices.bucket(matrices.random_gradients(1), 1, 2);
     for (auto* bucket : {&first, &second}) hook(world, *bucket)->waitAndThrow();
     return hook.state_dict(matrices)["random_draws"].item<std::int64_t>();
   };
   auto hook = hooks::power_sgd({.start_powerSGD_iter = 2});
-  CHECK(step(hook) == 0);
-  CHECK(step(hook) == 0);
-  CHECK(step(hook) == seeds.draws());
-  CHECK(step(hook) == seeds.draws());
+  CHECK(draws_after_step(hook) == 0);
+  CHECK(draws_after_step(hook) == 0);
+  CHECK(draws_after_step(hook) == seeds.draws());
+  CHECK(draws_after_step(hook) == seeds.draws());
   auto resumed = hooks::power_sgd({.start_powerSGD_iter = 2});
   resumed.load_state_dict(matrices, hook.state_dict(matrices));
-  CHECK(step(resumed) == seeds.draws());
+  CHECK(draws_after_step(resumed) == seeds.draws());
 }
 
 TEST_CASE("compression_stats counts elements") {

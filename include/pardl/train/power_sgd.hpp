@@ -24,7 +24,8 @@
 ///   buckets;
 ///   - every all-reduce is started from backward's own thread, so several buckets over Gloo keep one order on all
 ///   ranks; and without warm_start the end of one bucket does not clear what the next still needs.
-/// Left out: batched_powerSGD_hook, which flattens whole buckets, and the log: ask compression_stats().
+/// As there, an error is in units of its step's loss scale: where a scaler changes that, what is owed counts double or
+/// half for once. Left out: batched_powerSGD_hook, which flattens whole buckets, and the log: ask compression_stats().
 #pragma once
 
 #include <cstdint>
