@@ -11,8 +11,8 @@
 ///                                pardl::PeriodicModelAverager{world, {.period = 4, .warmup_steps = 100}}};
 /// ```
 /// Buffers, such as a batch norm's averages, are rank 0's at each forward all the same, unless `forward_sync_buffers`
-/// of DistributedDataParallel is off. Going on from a checkpoint, give the hook the optimizer's count: `.iter =
-/// sgd.averager().step()`. PyTorch: post_localSGD_hook, PostLocalSGDOptimizer.
+/// of DistributedDataParallel is off. Going on from a checkpoint, give the hook the optimizer's count, which is
+/// `sgd.averager().step()`, as `.iter`. PyTorch: post_localSGD_hook, PostLocalSGDOptimizer.
 #pragma once
 
 #include <torch/ordered_dict.h>
