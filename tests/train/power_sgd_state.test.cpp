@@ -197,6 +197,9 @@ TEST_CASE("a loaded state is the hook's own copy") {
   hook.load_state_dict(heap, state);
   (void)heap.reduced(hook, world, heap.random_gradients(5));
   CHECK(same_state(state, before));
+  hook.load_state_dict(heap, state);
+  for (auto const& item : state) item.value().zero_();
+  CHECK(same_state(hook.state_dict(heap), before));
 }
 
 TEST_CASE("an overflow is passed on and then forgotten") {
