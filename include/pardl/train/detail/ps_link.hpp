@@ -118,12 +118,13 @@ class Link {
   torch::Tensor head_;
 };
 
-/// Why a pair failed, for a sentence that names the ranks as the world does.
+/// Why a pair failed, for a sentence that names the ranks as the world does: its first clause, without the remedy.
 inline std::string as_the_pair_says(std::string text) {
   if (auto const end = text.find("/2: "); text.starts_with("[comm] rank ") && end != std::string::npos)
     text.erase(0, end + 4);
+  text.erase(std::min(text.find("; "), text.size()));
   while (!text.empty() && text.back() == '.') text.pop_back();
-  return "; their pair of ranks, 0 the server and 1 the worker, says: " + text;
+  return ", as their pair of ranks (0 the server, 1 the worker) says: " + text;
 }
 
 }  // namespace pardl::inline PARDL_ABI::detail::ps
