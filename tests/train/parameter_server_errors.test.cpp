@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cstdint>
 #include <functional>
+#include <latch>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -162,6 +163,40 @@ TEST_CASE("keep_going: a worker that is lost is named, what it gave counts, and 
     auto const history = replay(Mlp(1), synchronous({5, 3, 5}));
     for (int const rank : {0, 1, 3}) CHECK(same_bits(ends[static_cast<std::size_t>(rank)], history.back()));
   }
+}
+
+TEST_CASE("keep_going: gradients of a worker that had run ahead count at their clocks though it is lost") {
+  std::latch lost(1);
+  struct {
+    std::latch& lost;
+    void on_worker_lost(pardl::WorkerLostEvent const& event) {
+      CHECK(event.given == 2);
+      lost.count_down();
+    }
+  } listener{lost};
+  Versions versions(2);
+  std::vector<torch::Tensor> end;
+  with_ranks(3,
+             [&](ProcessGroup world) {
+               Mlp net(1);
+               ParameterServer ps{net, world, sgd, {.staleness = 2, .on_rank_failure = pardl::keep_going}};
+               if (ps.is_server()) {
+                 ps.serve(listener);
+                 end = copies(net->parameters());
+                 return;
+               }
+               if (world.rank() == 2) lost.wait();
+               auto const worker = static_cast<std::size_t>(ps.workers().rank());
+               for (int c = 0; c < (world.rank() == 1 ? 2 : 4); ++c) {
+                 versions[worker].push_back(ps.version());
+                 backward(net, ps.workers().rank(), c);
+                 ps.step();
+               }
+               if (world.rank() == 2) ps.finish();
+             },
+             {.backend = "shm"});
+  CHECK(versions[0] == std::vector<std::int64_t>{0, 0});
+  CHECK(same_bits(end, replay(Mlp(1), versions).back()));
 }
 
 TEST_CASE("stop_all: a worker that is lost ends all, and every rank says which and why") {
