@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /// \file   The door for data-parallel training: launch, groups, samplers, loaders, DistributedDataParallel,
-///         DataParallel, mixed precision, optimizers, schedules, early stopping, metrics and progress.
+///         DataParallel, ParameterServer, mixed precision, optimizers, schedules, early stopping, metrics and progress.
 /// \layer  door: programs include it, the library does not.
 #pragma once
 
@@ -25,6 +25,7 @@
 #include "pardl/train/memory_format.hpp"              // IWYU pragma: export
 #include "pardl/train/metrics.hpp"                    // IWYU pragma: export
 #include "pardl/train/optim.hpp"                      // IWYU pragma: export
+#include "pardl/train/parameter_server.hpp"           // IWYU pragma: export
 #include "pardl/train/progress.hpp"                   // IWYU pragma: export
 #include "pardl/train/ring_hook.hpp"                  // IWYU pragma: export
 #include "pardl/version.hpp"                          // IWYU pragma: export

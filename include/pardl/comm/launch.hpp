@@ -44,6 +44,7 @@
 #include "pardl/comm/detail/launch_arguments.hpp"
 #include "pardl/comm/detail/supervisor.hpp"
 #include "pardl/comm/detail/worker.hpp"
+#include "pardl/comm/on_rank_failure.hpp"  // IWYU pragma: export
 #include "pardl/comm/process_group.hpp"
 #include "pardl/io/memory.hpp"
 #include "pardl/policy/environment.hpp"
@@ -62,15 +63,8 @@ inline constexpr std::string_view launch_help =
     "  --device cpu|cuda           instead of a GPU where there is one\n"
     "  --timeout SECONDS           of one operation of the group [600]";
 
-/// What the launcher does when a rank fails.
-enum class OnRankFailure {
-  stop_all,    ///< ends the others, and names the first failure
-  keep_going,  ///< for a program that tolerates loss: says so and goes on, unless it was rank 0
-};
-using enum OnRankFailure;
-
 struct LaunchOptions {
-  OnRankFailure on_rank_failure = stop_all;
+  OnRankFailure on_rank_failure = stop_all;        ///< keep_going: goes on without a rank, unless it is rank 0
   std::chrono::milliseconds grace{5'000};          ///< from SIGTERM to SIGKILL when the launcher ends the ranks
   std::chrono::milliseconds signal_grace{30'000};  ///< the same after a signal to the launcher: time to save the state
   std::chrono::milliseconds shutdown_limit{30'000};  ///< for the group to end after a rank's work is done

@@ -109,8 +109,9 @@ inline std::optional<std::string> difference(ModelDescription const& zero, Model
 
 /// Every rank must call it; either all return, or all throw for the same reason.
 /// \cost two small all-gathers; two more where something is wrong.
+/// \param room  whose question it is, for the sentence.
 /// \throws ConfigError that names the first parameter, buffer or option that differs, and both sides.
-inline void check_models(ProcessGroup const& world, ModelDescription const& mine) {
+inline void check_models(ProcessGroup const& world, ModelDescription const& mine, std::string_view room = "ddp") {
   int const rank = world.rank();
   int const size = world.size();
   std::string const text = packed(mine);
@@ -119,17 +120,17 @@ inline void check_models(ProcessGroup const& world, ModelDescription const& mine
   while (other < digests.size() && digests[other] == digests[0]) ++other;
   if (other == digests.size()) {  // all alike
     if (mine.problem.empty()) return;
-    throw ConfigError(sentence("ddp", rank, size, mine.problem));
+    throw ConfigError(sentence(room, rank, size, mine.problem));
   }
   auto const texts = all_gather_strings(world, text);
   for (std::size_t r = 0; r < texts.size(); ++r) {
     auto const problem = unpacked(texts[r]).problem;
     if (problem.empty()) continue;
     bool const here = static_cast<int>(r) == rank;
-    throw ConfigError(sentence("ddp", rank, size, here ? problem : "rank " + std::to_string(r) + " says: " + problem));
+    throw ConfigError(sentence(room, rank, size, here ? problem : "rank " + std::to_string(r) + " says: " + problem));
   }
   auto const what = difference(unpacked(texts[0]), unpacked(texts[other]), static_cast<int>(other));
-  throw ConfigError(sentence("ddp", rank, size, what.value_or("the models differ"),
+  throw ConfigError(sentence(room, rank, size, what.value_or("the models differ"),
                              "build the same model with the same options on every rank"));
 }
 
