@@ -35,20 +35,20 @@ namespace pardl::inline PARDL_ABI {
 template <tensor_range R>
 void average_parameters(ProcessGroup const& world, R&& parameters) {
   if (world.size() == 1) return;
-  struct Batch {
+  struct OfOneDtype {
     torch::ScalarType dtype;
     std::vector<torch::Tensor> members, flat;
     torch::Tensor sum;
     Work work;
   };
   torch::NoGradGuard const no_grad;
-  std::vector<Batch> batches;
+  std::vector<OfOneDtype> batches;
   for (torch::Tensor const& parameter : parameters) {
     if (!parameter.requires_grad() || parameter.numel() == 0) continue;
-    Batch* batch = nullptr;
+    OfOneDtype* batch = nullptr;
     for (auto& candidate : batches)
       if (candidate.dtype == parameter.scalar_type()) batch = &candidate;
-    if (!batch) batch = &batches.emplace_back(Batch{parameter.scalar_type(), {}, {}, {}, {}});
+    if (!batch) batch = &batches.emplace_back(OfOneDtype{parameter.scalar_type(), {}, {}, {}, {}});
     batch->members.push_back(parameter);
     batch->flat.push_back(parameter.detach().reshape(-1));
   }
