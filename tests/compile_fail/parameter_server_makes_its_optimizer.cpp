@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// expect-error: pardl::ParameterServer needs a function that takes std::vector<torch::Tensor>, the parameters, and returns an optimizer
+// expect-error: pardl::ParameterServer needs a function that takes std::vector<torch::Tensor>, the parameters
 #include "pardl/train/optim.hpp"
 #include "pardl/train/parameter_server.hpp"
 
