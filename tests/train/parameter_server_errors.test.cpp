@@ -239,6 +239,31 @@ TEST_CASE("the last worker's loss is an error even where training may go on") {
   });
 }
 
+TEST_CASE("a worker that is lost when all others have finished well is no error") {
+  with_ranks(3,
+             [](ProcessGroup world) {
+               Mlp net(1);
+               Listener listener;
+               ParameterServer ps{net, world, sgd, {.on_rank_failure = pardl::keep_going}};
+               if (ps.is_server()) {
+                 CHECK(message_of([&] { ps.serve(listener); }) == "");
+                 CHECK(listener.lost.size() == 1);
+                 if (listener.lost.empty()) return;
+                 CHECK(listener.lost[0].left == 0);
+                 CHECK_MESSAGE(contains(listener.lost[0].sentence, "; the others have finished."),
+                               listener.lost[0].sentence);
+                 return;
+               }
+               // The second step of rank 2 ends only when the server knows that rank 1 has finished.
+               for (int c = 0; c < (world.rank() == 1 ? 1 : 2); ++c) {
+                 backward(net, world.rank(), c);
+                 ps.step();
+               }
+               if (world.rank() == 1) ps.finish();
+             },
+             {.backend = "shm"});
+}
+
 TEST_CASE("a server that fails is named by every worker, with its own words") {
   for (std::string const backend : {"gloo", "shm"}) {
     CAPTURE(backend);

@@ -95,8 +95,9 @@ struct MadeOptimizer<Make> {
 /// \cost of a step, for W workers and a model of P bytes of trained parameters, B of buffers and T parameters: each
 /// worker sends two messages, of 32 and P + B + T bytes, and gets two, of 32 and P. So 2 W P bytes pass the server and
 /// 2 P each worker, where a ring all-reduce passes 2 P through each rank: right for few workers, or where some are
-/// slow. Memory: a worker needs one row of P + B + T bytes, the server up to W (s + 1) + 3 of them. The server runs a
-/// thread for each worker. Messages lie in host memory, so a model on a GPU is copied there and back.
+/// slow. Memory: a worker needs one row of P + B + T bytes, the server up to W (s + 1) + 3 of them, and one for each
+/// version that a slow worker still reads. The server runs a thread for each worker. Messages lie in host memory, so a
+/// model on a GPU is copied there and back.
 template <class M, class O>
 class ParameterServer {
   static_assert(module_like<M>,

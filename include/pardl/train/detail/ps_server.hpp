@@ -196,8 +196,9 @@ class Server {
         if (is_late(cause)) throw CommTimeout(text);
         throw CommError(text);
       }
-      event.sentence =
-          say("training goes on with " + std::to_string(event.left) + (event.left == 1 ? " worker" : " workers"));
+      event.sentence = say(event.left == 0 ? "the others have finished"
+                                           : "training goes on with " + std::to_string(event.left) +
+                                                 (event.left == 1 ? " worker" : " workers"));
       hooks.lost(event);
     }
   }
