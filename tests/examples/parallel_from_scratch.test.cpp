@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: MIT
+// The program as its user meets it: the strategies agree, a comparison writes what it says, and misuse ends in a
+// sentence.
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <cstddef>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "support/process.hpp"
+#include "support/temporary_folder.hpp"
+
+using pardl::testing::Ended;
+using pardl::testing::Process;
+using pardl::testing::read_text;
+using pardl::testing::TemporaryFolder;
+
+namespace {
+
+std::vector<std::string> command(std::vector<std::string> more) {
+  std::vector<std::string> all{PARDL_PARALLEL_FROM_SCRATCH, "--data", "synthetic", "--timeout", "30"};
+  all.insert(all.end(), more.begin(), more.end());
+  return all;
+}
+Ended run(std::vector<std::string> more) { return pardl::testing::run(command(std::move(more))); }
+
+nlohmann::json summary_of(std::vector<std::string> more) {
+  TemporaryFolder const folder;
+  auto const file = folder / "summary.json";
+  more.insert(more.end(), {"--summary", file.string()});
+  auto const ended = run(std::move(more));
+  REQUIRE_MESSAGE(ended.code == 0, ended.err);
+  return nlohmann::json::parse(std::ifstream(file));
+}
+
+void refuses(std::vector<std::string> const& more, std::string const& sentence) {
+  auto const ended = run(more);
+  CHECK(ended.in_time);
+  CHECK(ended.code == 2);
+  CHECK_MESSAGE(ended.err.find(sentence) != std::string::npos, ended.err);
+}
+
+}  // namespace
+
+TEST_CASE("all strategies take the same steps, whatever shares they cut a batch into") {
+  auto const of = [](std::string const& strategy, std::string const& ranks) {
+    return summary_of({"--strategy", strategy, "--nproc", ranks, "--limit-train", "384", "--batch-size", "48",
+                       "--epochs", "2", "--seed", "7"});
+  };
+  auto const reference = of("dp", "1");
+  REQUIRE(reference["epochs"].size() == 2);
+  for (auto const* strategy : {"param_server", "ring_all_reduce", "dp", "ddp"}) {
+    CAPTURE(strategy);
+    auto const summary = of(strategy, "3");
+    CHECK(summary["strategy"] == strategy);
+    CHECK(summary["batch_size"] == 48);
+    CHECK(summary["train_images"] == 384);
+    for (std::size_t epoch = 0; epoch < 2; ++epoch) {
+      double const loss = summary["epochs"][epoch]["loss"], expected = reference["epochs"][epoch]["loss"];
+      CHECK(std::abs(loss - expected) < 1e-3 * expected);
+      CHECK(summary["epochs"][epoch]["seconds"] > 0.0);
+    }
+  }
+}
+
+TEST_CASE("the seed's own way to write options is understood") {
+  auto const summary =
+      summary_of({"--strategy=ddp", "--nproc=2", "--batch_size=32", "--limit-train", "96", "--epochs=1"});
+  CHECK(summary["ranks"] == 2);
+  CHECK(summary["batch_size"] == 32);
+}
+
+TEST_CASE("a stale parameter server trains, too") {
+  auto const summary = summary_of({"--strategy", "param_server", "--nproc", "3", "--staleness", "2", "--limit-train",
+                                   "96", "--batch-size", "16", "--epochs", "2"});
+  CHECK(summary["staleness"] == 2);
+  CHECK(summary["epochs"].size() == 2);
+}
+
+TEST_CASE("a comparison writes table, pictures and a report whose figures are the table's") {
+  if (std::system("gnuplot --version >/dev/null 2>&1") != 0) {
+    MESSAGE("not run: gnuplot is not here");
+    refuses({"--compare"}, "--compare draws with gnuplot");
+    return;
+  }
+  TemporaryFolder const folder;
+  auto const out = folder / "it's here";
+  auto const ended = run({"--compare", "--limit-train", "256", "--batch-size", "32", "--epochs", "2", "--seeds", "2",
+                          "--out", out.string()});
+  REQUIRE_MESSAGE(ended.code == 0, ended.err);
+  for (auto const* name : {"accuracy", "epoch_time", "scaling"}) {
+    CHECK(read_text(out / (std::string(name) + ".svg")).find("</svg>") != std::string::npos);
+    CHECK(read_text(out / (std::string(name) + ".png")).starts_with("\x89PNG"));
+  }
+  std::size_t files = 0;
+  for ([[maybe_unused]] auto const& file : std::filesystem::directory_iterator(out)) ++files;
+  CHECK(files == 8);
+  auto const csv = read_text(out / "results.csv"), report = read_text(out / "report.md");
+  CHECK(Process::count(csv, "\n") == 1 + 4 * 2 * 2 + 4 * 3 * 2);  // seeds, then an eighth, a quarter and a half
+  CHECK(csv.starts_with("strategy,ranks,seed,train_images,batch_size,epoch,seconds,test_loss,test_accuracy\n"));
+  for (auto const* strategy : {"param_server", "dp", "ring_all_reduce", "ddp"})
+    CHECK(Process::count(report, std::string("| ") + strategy + " |") == 1);
+  CHECK(report.find("two standard errors") != std::string::npos);
+  CHECK(report.find("From the fastest to the slowest: ") != std::string::npos);
+  CHECK(ended.out.find(report) != std::string::npos);
+}
+
+TEST_CASE("misuse is one sentence that says what to do") {
+  refuses({"--strategy", "hogwild"}, "--strategy");
+  refuses({"--strategy", "param_server", "--nproc", "1"}, "param_server on 1 rank; give --nproc 2 or more");
+  refuses({"--strategy", "ddp", "--staleness", "1"}, "--staleness with --strategy ddp; leave it out");
+  refuses({"--strategy", "ddp", "--keep-going"}, "--keep-going with --strategy ddp; leave it out");
+  refuses({"--seeds", "3"}, "--seeds without --compare; add --compare");
+  refuses({"--compare", "--seed", "3"}, "--seed with --compare; leave it out");
+  refuses({"--n-gpus", "2", "--device", "cpu"}, "--n-gpus with --device cpu");
+  refuses({"--limit-train", "16", "--batch-size", "64", "--nproc", "2"},
+          "--batch-size 64 for 2 workers and 16 training");
+  refuses({"--batch-size", "1", "--nproc", "3"}, "--batch-size 1 for 3 workers");
+  refuses({"--epochs", "0"}, "is no whole number from 1");
+}
