@@ -20,10 +20,10 @@ torch::nn::Sequential odd_net() {
 
 }  // namespace
 
-TEST_CASE("every tensor begins at a multiple of 16 bytes, keeps its values, and what lies between is 0") {
+TEST_CASE("aligned, every tensor begins at a multiple of 16 bytes, keeps its values, and what lies between is 0") {
   for (bool const keeps : {false, true}) {
     auto const net = odd_net(), untouched = odd_net();
-    fed::Sharing sharing;
+    fed::Sharing sharing{.alignment = 4};
     if (keeps) sharing.keep_local = fed::containing({"2."});
     fed::FlatModel const model(net, sharing);
     std::int64_t numbers = 0;
@@ -48,12 +48,17 @@ TEST_CASE("every tensor begins at a multiple of 16 bytes, keeps its values, and 
 }
 
 TEST_CASE("a number's name counts from where its tensor begins, and shared parameters end where buffers begin") {
-  auto const net = odd_net();
-  fed::FlatModel const model(net);
-  for (auto const& place : model.places()) {
-    CHECK(model.name_of(place.begin) == place.name + "[0]");
-    CHECK(model.name_of(place.begin + place.size - 1) == place.name + "[" + std::to_string(place.size - 1) + "]");
-    bool const is_parameter = net->named_parameters().contains(place.name);
-    CHECK((place.begin < model.shared_parameters()) == is_parameter);
+  for (std::int64_t const alignment : {1, 4}) {
+    auto const net = odd_net();
+    fed::FlatModel const model(net, {.alignment = alignment});
+    std::int64_t numbers = 0;
+    for (auto const& place : model.places()) {
+      CHECK(model.name_of(place.begin) == place.name + "[0]");
+      CHECK(model.name_of(place.begin + place.size - 1) == place.name + "[" + std::to_string(place.size - 1) + "]");
+      bool const is_parameter = net->named_parameters().contains(place.name);
+      CHECK((place.begin < model.shared_parameters()) == is_parameter);
+      numbers += place.size;
+    }
+    CHECK((model.shared().numel() == numbers) == (alignment == 1));
   }
 }

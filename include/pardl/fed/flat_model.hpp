@@ -38,6 +38,7 @@ enum class BufferPolicy {
 struct Sharing {
   std::function<bool(std::string_view)> keep_local{};  ///< parameters that a client keeps (FedBN, FedRep), by name
   BufferPolicy buffers = BufferPolicy::average;        ///< of all buffers
+  std::int64_t alignment = 1;  ///< of each tensor in its row, in numbers; a Runner with GPUs takes 4 (16 bytes)
 };
 
 /// keep_local for names that contain one of `words`, as FederatedScope's personalization.local_param.
@@ -50,8 +51,8 @@ struct Sharing {
 
 /// A module's trainable parameters and floating-point buffers as views of one float32 row, and its integer buffers as
 /// views of an int64 row. The module then lives in these rows: writing them changes it. Move the module to its device
-/// and memory format before; gradients it has are dropped. Tensors begin at multiples of 16 bytes, which cuDNN asks of
-/// batch norm's statistics: numbers between them are 0 and belong to none.
+/// and memory format before; gradients it has are dropped. Aligned, as cuDNN asks of batch norm's statistics, tensors
+/// leave numbers between them that are 0 and belong to none.
 class FlatModel {
  public:
   /// A tensor's place in its row.
@@ -111,7 +112,7 @@ class FlatModel {
     torch::Tensor tensor;
     bool is_parameter;
   };
-  void lay_out(std::vector<Item> shared, std::vector<Item> local, std::vector<Item> integers);
+  void lay_out(std::vector<Item> shared, std::vector<Item> local, std::vector<Item> integers, std::int64_t alignment);
 
   BufferPolicy buffers_;
   std::int64_t shared_ = 0, local_ = 0, shared_parameters_ = 0;  // local_: where local ones begin
@@ -142,16 +143,17 @@ FlatModel::FlatModel(M& module, Sharing const& sharing) : buffers_(sharing.buffe
     bool const number = at::isFloatingType(item.value().scalar_type());
     (number ? buffers : integers).push_back({item.key(), item.value(), false});
   }
-  lay_out(std::move(shared), std::move(local), std::move(integers));
+  lay_out(std::move(shared), std::move(local), std::move(integers), sharing.alignment);
 }
 
-inline void FlatModel::lay_out(std::vector<Item> shared, std::vector<Item> local, std::vector<Item> integers) {
+inline void FlatModel::lay_out(std::vector<Item> shared, std::vector<Item> local, std::vector<Item> integers,
+                               std::int64_t alignment) {
   if (shared.empty() || !shared.front().is_parameter)
     throw ConfigError(sentence("fed", "no trainable parameter of this model is shared",
                                "share at least one, or train without a federation"));
   torch::NoGradGuard const no_grad;
   auto const device = shared.front().tensor.device();
-  auto const aligned = [](std::int64_t begin) { return (begin + 3) / 4 * 4; };
+  auto const aligned = [=](std::int64_t begin) { return (begin + alignment - 1) / alignment * alignment; };
   auto const rows = [&](std::vector<Item> const& items, torch::ScalarType type, std::vector<Place>& places,
                         std::int64_t begin) {
     for (auto const& [name, tensor, is_parameter] : items) {

@@ -16,6 +16,7 @@
 
 #include <torch/types.h>
 
+#include <algorithm>
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
@@ -101,6 +102,8 @@ class Runner {
     if (!options_.calibration.empty() && !detail::Recalibration(net_).any())
       throw ConfigError(sentence("fed", "a calibration of a model without batch norm", "average its buffers"));
     io::keep_memory();
+    if (std::ranges::any_of(options_.devices, [](torch::Device device) { return !device.is_cpu(); }))
+      options_.sharing.alignment = 4;
     FlatModel model(net_, options_.sharing);
     if (options_.robust && detail::server_numbers(local_, model) > 0)
       throw ConfigError(sentence("fed", "a robust rule over a local update whose server keeps numbers (SCAFFOLD)",
