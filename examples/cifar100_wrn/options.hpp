@@ -6,19 +6,21 @@
 #include <torch/types.h>
 
 #include <CLI/CLI.hpp>
-#include <charconv>
-#include <cmath>
 #include <cstdint>
 #include <optional>
 #include <span>
 #include <string>
 #include <string_view>
-#include <system_error>
 
+#include "option_checks.hpp"
 #include "pardl/comm/launch.hpp"
 #include "pardl/policy/error.hpp"
 
 namespace cifar100_wrn {
+
+using option_checks::above_zero;
+using option_checks::at_least;
+using option_checks::whole_number;
 
 /// What the user asked for; what was not given is filled in by `settle`.
 struct Options {
@@ -64,34 +66,6 @@ inline void settle(Options& options, torch::Device device, bool bf16) {
   if (options.precision == "fp16" && !gpu)
     throw pardl::ConfigError(pardl::sentence("cifar100_wrn", "--precision fp16 on a CPU",
                                              "CPUs have no fast half precision; use bf16 or fp32, or --device cuda"));
-}
-
-/// The whole of `text` as a number, or nothing.
-template <class Number>
-std::optional<Number> whole_number(std::string_view text) {
-  Number value = 0;
-  auto const [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  return error == std::errc{} && end == text.data() + text.size() ? std::optional(value) : std::nullopt;
-}
-
-/// What CLI11 would say of a range is a line of 300 digits.
-inline CLI::Validator at_least(std::int64_t least) {
-  return CLI::Validator(
-      [least](std::string const& text) {
-        auto const value = whole_number<std::int64_t>(text);
-        return value && *value >= least ? "" : "\"" + text + "\" is no whole number from " + std::to_string(least);
-      },
-      "");
-}
-inline CLI::Validator above_zero() {
-  return CLI::Validator(
-      [](std::string const& text) {
-        double value = 0;
-        return CLI::detail::lexical_cast(text, value) && value > 0 && std::isfinite(value)
-                   ? ""
-                   : "\"" + text + "\" is no number above 0";
-      },
-      "");
 }
 
 /// Nothing when the user asked for help, which `print_help` then has printed.

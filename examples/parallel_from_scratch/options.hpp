@@ -4,21 +4,22 @@
 
 #include <CLI/CLI.hpp>
 #include <array>
-#include <charconv>
-#include <cmath>
 #include <cstdint>
 #include <cstdio>
-#include <cstdlib>
+#include <numeric>
 #include <optional>
 #include <string>
 #include <string_view>
-#include <system_error>
 #include <utility>
 #include <vector>
 
+#include "option_checks.hpp"
 #include "pardl/policy/error.hpp"
 
 namespace parallel_from_scratch {
+
+using option_checks::above_zero;
+using option_checks::at_least;
 
 /// From scratch, then what is built in for the same job.
 inline constexpr std::array<char const*, 4> strategies{"param_server", "dp", "ring_all_reduce", "ddp"};
@@ -47,27 +48,6 @@ struct Options {
 
 [[noreturn]] inline void refuse(std::string const& what, std::string const& remedy) {
   throw pardl::ConfigError(pardl::sentence("parallel_from_scratch", what, remedy));
-}
-
-inline CLI::Validator at_least(std::int64_t least) {
-  return CLI::Validator(
-      [least](std::string const& text) {
-        std::int64_t value = 0;
-        auto const [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-        bool const whole = error == std::errc{} && end == text.data() + text.size();
-        return whole && value >= least ? "" : "\"" + text + "\" is no whole number from " + std::to_string(least);
-      },
-      "");
-}
-inline CLI::Validator above_zero() {
-  return CLI::Validator(
-      [](std::string const& text) {
-        double value = 0;
-        return CLI::detail::lexical_cast(text, value) && value > 0 && std::isfinite(value)
-                   ? ""
-                   : "\"" + text + "\" is no number above 0";
-      },
-      "");
 }
 
 /// Nothing when the user asked for help, which is printed then.
@@ -146,6 +126,13 @@ inline std::optional<Options> parse(std::vector<std::string> arguments) {
     for (auto const* name : {"--strategy", "--seed", "--summary", "--staleness", "--keep-going"})
       if (app.get_option(name)->count() > 0)
         refuse(std::string(name) + " with --compare", "leave it out: all strategies run, with seeds from 1 on");
+  // Rounded down, a batch of the server's workers would be another one than that of all ranks.
+  auto const shares = std::lcm<std::int64_t>(options.ranks, options.ranks - 1);
+  if (options.compare && options.batch_size % shares != 0)
+    refuse("--compare with --batch-size " + std::to_string(options.batch_size) + " on " +
+               std::to_string(options.ranks) + " ranks, which a parameter server divides among " +
+               std::to_string(options.ranks - 1),
+           "give a multiple of " + std::to_string(shares) + ", so that all strategies take the same batches");
   if (options.compare && options.limit_train == 0) options.limit_train = 20'000;
   return options;
 }

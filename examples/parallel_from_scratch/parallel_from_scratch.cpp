@@ -39,11 +39,12 @@ void sift(Arguments const& arguments, std::vector<std::string_view> const& names
 }
 
 /// What pardl::launch takes and a comparison hands on.
-Arguments of_launch(Arguments const& arguments) {
+Arguments of_launch(Arguments const& arguments,
+                    std::vector<std::string_view> const& names = {"--timeout", "--backend"}) {
   Arguments all;
   sift(
-      arguments, {"--timeout", "--backend"},
-      [&](Arguments const& words) { all.insert(all.end(), words.begin(), words.end()); }, [](std::string const&) {});
+      arguments, names, [&](Arguments const& words) { all.insert(all.end(), words.begin(), words.end()); },
+      [](std::string const&) {});
   return all;
 }
 
@@ -56,6 +57,9 @@ Arguments for_launch(char const* program, Arguments const& arguments, Options co
   bool const dp = options.strategy == "dp";
   all.insert(all.end(), {"--device", options.device});
   if (dp) all.insert(all.end(), {"--devices", std::to_string(options.ranks)});
+  // A parameter server's messages lie in host memory, which NCCL, the choice for GPUs, cannot send.
+  if (options.strategy == "param_server" && options.device == "cuda" && of_launch(arguments, {"--backend"}).empty())
+    all.insert(all.end(), {"--backend", "gloo"});
   if (pardl::read_environment().launcher == pardl::Launcher::none)
     all.insert(all.end(), {"--nproc", dp ? "1" : std::to_string(options.ranks)});
   return all;

@@ -147,6 +147,7 @@ class Trial {
         torch::nn::functional::cross_entropy(model(inputs), labels).backward();
         sgd.step();
       }
+      if (device().is_cuda()) torch::cuda::synchronize();  // the host is ahead of a GPU
       pardl::barrier(world_);
       record(std::chrono::duration<double>(Clock::now() - start).count(), pardl::evaluate(net_, test, world_));
     }

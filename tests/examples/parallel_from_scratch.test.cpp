@@ -115,6 +115,7 @@ TEST_CASE("misuse is one sentence that says what to do") {
   refuses({"--strategy", "ddp", "--staleness", "1"}, "--staleness with --strategy ddp; leave it out");
   refuses({"--strategy", "ddp", "--keep-going"}, "--keep-going with --strategy ddp; leave it out");
   refuses({"--seeds", "3"}, "--seeds without --compare; add --compare");
+  refuses({"--compare", "--nproc", "4", "--batch-size", "128"}, "give a multiple of 12, so that all strategies");
   refuses({"--compare", "--seed", "3"}, "--seed with --compare; leave it out");
   refuses({"--n-gpus", "2", "--device", "cpu"}, "--n-gpus with --device cpu");
   refuses({"--limit-train", "16", "--batch-size", "64", "--nproc", "2"},

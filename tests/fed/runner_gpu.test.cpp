@@ -108,3 +108,13 @@ TEST_CASE("a sum on a GPU has the bits of a sum on the CPU, and finds the same b
   both.merge(there);
   CHECK(torch::equal(both.tensor(), here.tensor()));
 }
+
+TEST_CASE("a GPU that this process uses already is refused before a worker is forked") {
+  if (no_gpu()) return;
+  (void)torch::zeros({1}, torch::kCUDA);
+  auto const text = pardl::testing::what_of<pardl::ConfigError>([] {
+    fed::Runner const runner(small_net(), samples(), growing(3), training(), fed::Average{},
+                             {.devices = {torch::Device(torch::kCUDA, 0)}});
+  });
+  CHECK_MESSAGE(text.find("workers on a GPU that this process uses already") != std::string::npos, text);
+}

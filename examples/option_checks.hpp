@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: MIT
+/// \file   What programs ask of the numbers on their command lines, in sentences a user can read.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <charconv>
+#include <cmath>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <system_error>
+
+namespace option_checks {
+
+/// The whole of `text` as a number, or nothing.
+template <class Number>
+std::optional<Number> whole_number(std::string_view text) {
+  Number value = 0;
+  auto const [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  return error == std::errc{} && end == text.data() + text.size() ? std::optional(value) : std::nullopt;
+}
+
+/// What CLI11 would say of a range is a line of 300 digits.
+inline CLI::Validator at_least(std::int64_t least) {
+  return CLI::Validator(
+      [least](std::string const& text) {
+        auto const value = whole_number<std::int64_t>(text);
+        return value && *value >= least ? "" : "\"" + text + "\" is no whole number from " + std::to_string(least);
+      },
+      "");
+}
+inline CLI::Validator above_zero() {
+  return CLI::Validator(
+      [](std::string const& text) {
+        double value = 0;
+        return CLI::detail::lexical_cast(text, value) && value > 0 && std::isfinite(value)
+                   ? ""
+                   : "\"" + text + "\" is no number above 0";
+      },
+      "");
+}
+
+}  // namespace option_checks
