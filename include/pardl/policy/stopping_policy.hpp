@@ -112,15 +112,30 @@ class CombinedState {
   Verdict verdict_ = Verdict::go_on;
 };
 
+/// True, or a misuse's first error. Asked in a static_assert, so that no error comes before it.
+template <class P>
+consteval bool is_stopping_policy() {
+  static_assert(
+      stopping_policy<P>,
+      "pardl: this is not a stopping policy; use TargetReached, Patience, Diverged, MaxEpochs, any_of or all_of, or "
+      "write settings whose start() makes a copyable state with observe(metrics), reason(), save() and restore().");
+  return true;
+}
+
 template <Quorum quorum, class... P>
 class Combined {
+  static_assert(sizeof...(P) > 0, "pardl: any_of and all_of combine at least one stopping policy.");
+  static_assert((is_stopping_policy<P>() && ...));
+
  public:
   constexpr explicit Combined(P... policies) : policies_(std::move(policies)...) {}
   template <class Metrics>
   [[nodiscard]] constexpr bool reads() const {
     return std::apply([](P const&... policy) { return (detail::reads<Metrics>(policy) && ...); }, policies_);
   }
-  [[nodiscard]] constexpr auto start() const {
+  [[nodiscard]] constexpr auto start() const
+    requires(stopping_policy<P> && ...)
+  {
     return std::apply(
         [](P const&... policy) { return CombinedState<quorum, stopping_state_t<P>...>{policy.start()...}; }, policies_);
   }
@@ -129,30 +144,19 @@ class Combined {
   std::tuple<P...> policies_;
 };
 
-template <class... P>
-constexpr void assert_stopping_policies() {
-  static_assert(sizeof...(P) > 0, "pardl: any_of and all_of combine at least one stopping policy.");
-  static_assert(
-      (stopping_policy<P> && ...),
-      "pardl: this is not a stopping policy; use TargetReached, Patience, Diverged, MaxEpochs, any_of or all_of, or "
-      "write settings whose start() makes a copyable state with observe(metrics), reason(), save() and restore().");
-}
-
 }  // namespace detail
 
 /// Fail as soon as one fails; else stop as soon as one stops.
 template <class... P>
 [[nodiscard]] constexpr auto any_of(P... policies) {
-  detail::assert_stopping_policies<P...>();
-  if constexpr ((stopping_policy<P> && ...)) return detail::Combined<detail::Quorum::any, P...>{std::move(policies)...};
+  return detail::Combined<detail::Quorum::any, P...>{std::move(policies)...};
 }
 
 /// Fail as soon as one fails; else stop at the epoch after which all say stop. A policy may take its word back (a
 /// target reached and lost again); it is what they say of this epoch that counts.
 template <class... P>
 [[nodiscard]] constexpr auto all_of(P... policies) {
-  detail::assert_stopping_policies<P...>();
-  if constexpr ((stopping_policy<P> && ...)) return detail::Combined<detail::Quorum::all, P...>{std::move(policies)...};
+  return detail::Combined<detail::Quorum::all, P...>{std::move(policies)...};
 }
 
 /// A running policy: what a training loop asks after each epoch. A copy goes on by itself.
@@ -209,7 +213,7 @@ class Stopper {
 /// found here, before the first epoch. \throws ConfigError where a setting cannot work.
 template <class Metrics = void, class P>
 [[nodiscard]] constexpr auto stopper(P const& policy) {
-  detail::assert_stopping_policies<P>();
+  static_assert(detail::is_stopping_policy<P>());
   if constexpr (!std::is_void_v<Metrics>) {
     static_assert(observes<stopping_state_t<P>, Metrics>,
                   "pardl: this stopping policy cannot observe these metrics; its state needs a member "
