@@ -51,7 +51,7 @@ TEST_CASE("rank" * doctest::skip()) {
   if (variable("FAULTS_VICTIM").empty()) return;
   std::string text = "nothing thrown";
   {
-    auto world = pardl::init({.device = torch::kCPU, .timeout = std::chrono::seconds(120)});
+    auto world = pardl::init({.backend = "gloo", .device = torch::kCPU, .timeout = std::chrono::seconds(120)});
     pardl::barrier(world);
     world.set_timeout(std::chrono::seconds(3));
     if (std::to_string(world.rank()) == variable("FAULTS_VICTIM")) {

@@ -209,7 +209,7 @@ TEST_CASE("--nproc starts ranks that find each other, and puts each line behind 
     CHECK(ended.code == 0);
     CHECK(ended.err.empty());
     for (std::string const r : {"0", "1", "2"})
-      CHECK(Process::count(ended.out, "[" + r + "] rank " + r + "/3 local " + r + "/3 nodes=1 backend=gloo sum 6\n") ==
+      CHECK(Process::count(ended.out, "[" + r + "] rank " + r + "/3 local " + r + "/3 nodes=1 backend=shm sum 6\n") ==
             1);
     CHECK(Process::count(ended.out, "\n") == 3);
   }

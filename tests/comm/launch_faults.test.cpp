@@ -57,9 +57,11 @@ TEST_CASE("a code that main returns is the launcher's code") {
 TEST_CASE("a killed rank is named with its signal, even by ranks that noticed before the launcher did") {
   for (int const signal : {SIGKILL, SIGSEGV, SIGTERM}) {
     CAPTURE(signal);
-    for (auto const* mode : {"kill", "kill-then-sum"}) {
+    for (auto const& [mode, backend] :
+         {std::pair("kill", "shm"), std::pair("kill-then-sum", "shm"), std::pair("kill-then-sum", "gloo")}) {
       CAPTURE(mode);
-      auto const ended = run({worker, "--nproc", "2", mode, "0", std::to_string(signal)});
+      CAPTURE(backend);
+      auto const ended = run({worker, "--nproc", "2", "--backend", backend, mode, "0", std::to_string(signal)});
       CHECK(ended.code == 128 + signal);
       CHECK(has(ended.err, "[launch] rank 0/2 failed first (pid "));
       CHECK(has(ended.err, "killed by " + launching::signal_name(signal)));
@@ -83,9 +85,10 @@ TEST_CASE("alone, the sentence stands by itself") {
 }
 
 TEST_CASE("a stopped rank ends the others by timeout, is named, and is not left behind") {
-  for (std::string const rank : {"0", "1"}) {
+  for (auto const& [rank, backend] : {std::pair<std::string, std::string>("0", "gloo"), {"1", "gloo"}, {"1", "shm"}}) {
     CAPTURE(rank);
-    auto const ended = run({worker, "--nproc", "2", "--timeout", "2", "stop-then-sum", rank});
+    CAPTURE(backend);
+    auto const ended = run({worker, "--nproc", "2", "--backend", backend, "--timeout", "2", "stop-then-sum", rank});
     CHECK(ended.in_time);
     CHECK(ended.code == 1);
     CHECK(has(ended.err, rank == "0" ? "rank 1/2 failed first" : "rank 0/2 failed first"));
@@ -276,7 +279,7 @@ TEST_CASE("ranks started by hand meet at MASTER_ADDR, and the one that fails nam
     Process one({worker, "ranks"}, {.variables = rank("1")});
     CHECK(zero.wait().code == 0);
     CHECK(one.wait().code == 0);
-    CHECK(one.out() == "rank 1/2 local 1/2 nodes=1 backend=gloo sum 3\n");
+    CHECK(one.out() == "rank 1/2 local 1/2 nodes=1 backend=shm sum 3\n");
   }
   TemporaryFolder const folder;
   auto const error_file = (folder / "error.json").string();

@@ -8,7 +8,7 @@ run=(mpirun --oversubscribe -n 3)
 [ "$(id -u)" != 0 ] || run+=(--allow-run-as-root)
 
 expect_code 0 "${run[@]}" "$worker" ranks
-for rank in 0 1 2; do expect 1 "rank $rank/3 local $rank/3 nodes=1 backend=gloo sum 6"; done
+for rank in 0 1 2; do expect 1 "rank $rank/3 local $rank/3 nodes=1 backend=shm sum 6"; done
 
 # Two programs one after the other in one job.
 expect_code 0 "${run[@]}" sh -c '"$0" --timeout 20 ranks && "$0" --timeout 20 ranks' "$worker"
@@ -29,5 +29,5 @@ grep -q -- "--nproc asks for ranks, but Open MPI has started this one" "$output"
 # One task is a way to get a machine: it may start ranks of its own.
 run[3]=1
 expect_code 0 "${run[@]}" "$worker" --nproc 2 ranks
-expect 2 "backend=gloo sum 3"
+expect 2 "backend=shm sum 3"
 echo "mpirun: all right"

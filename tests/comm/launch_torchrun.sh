@@ -8,8 +8,8 @@ torchrun=${PARDL_TORCHRUN:-}
 run=("$torchrun" --no-python --standalone --nproc-per-node 2)
 
 expect_code 0 "${run[@]}" "$worker" ranks
-expect 1 "rank 0/2 local 0/2 nodes=1 backend=gloo sum 3"
-expect 1 "rank 1/2 local 1/2 nodes=1 backend=gloo sum 3"
+expect 1 "rank 0/2 local 0/2 nodes=1 backend=shm sum 3"
+expect 1 "rank 1/2 local 1/2 nodes=1 backend=shm sum 3"
 
 expect_code 0 "${run[@]}" "$worker" variables
 expect 2 "TORCHELASTIC_USE_AGENT_STORE=True"
@@ -25,5 +25,5 @@ expect 2 "restart 2"
 
 # Inside a Slurm step of one task, torchrun is believed.
 expect_code 0 env SLURM_STEP_ID=0 SLURM_PROCID=0 SLURM_NTASKS=1 "${run[@]}" "$worker" ranks
-expect 2 "backend=gloo sum 3"
+expect 2 "backend=shm sum 3"
 echo "torchrun: all right"

@@ -129,7 +129,7 @@ TEST_CASE("split divides by colour and orders by key, then by rank") {
       int const expected[] = {1, 0, 0, 1};
       CHECK(part->size() == 2);
       CHECK(part->rank() == expected[me]);
-      CHECK(part->backend() == "gloo");
+      CHECK(part->backend() == "shm");
       CHECK(part->timeout() == world.timeout());
       CHECK(pardl::all_sum(*part, me) == (me % 2 == 0 ? 2 : 4));
     }
@@ -145,6 +145,35 @@ TEST_CASE("split divides by colour and orders by key, then by rank") {
   auto const self = ProcessGroup();
   CHECK(self.split(3)->size() == 1);
   CHECK_FALSE(self.split(std::nullopt).has_value());
+}
+
+TEST_CASE("a backend that nobody has named fits the hosts, in the world and in its parts") {
+  std::vector<std::string> const hosts{"a", "b", "a"};
+  auto const parts = [](ProcessGroup world, char const* whole, char const* part) {
+    CHECK(world.backend() == whole);
+    auto const some = world.split(world.rank() % 2);  // a a | b
+    CHECK(some->backend() == (some->size() == 1 ? "self" : part));
+    CHECK(pardl::all_sum(*some, 1) == some->size());
+    CHECK(pardl::all_sum(*world.split(0), 1) == 3);
+  };
+  pardl::testing::with_ranks(3, [&](ProcessGroup world) { parts(world, "shm", "shm"); });
+  pardl::testing::with_ranks(3, [&](ProcessGroup world) { parts(world, "gloo", "shm"); }, {.hosts = hosts});
+  pardl::testing::with_ranks(3, [&](ProcessGroup world) { parts(world, "gloo", "gloo"); },
+                             {.backend = "gloo", .hosts = hosts});
+  auto const store = c10::make_intrusive<c10d::HashStore>();
+  std::vector<std::thread> ranks;
+  for (int rank = 0; rank < 2; ++rank)
+    ranks.emplace_back([&, rank] {
+      auto const text = thrown<pardl::ConfigError>([&] {
+        return pardl::init({.backend = rank == 0 ? "" : "shm",
+                            .device = torch::kCPU,
+                            .timeout = 20s,
+                            .store = store,
+                            .environment = rank_of(rank, 2)});
+      });
+      CHECK_MESSAGE(has(text, "rank 1 has chosen the backend shm, rank 0 shm or gloo; name one backend"), text);
+    });
+  for (auto& rank : ranks) rank.join();
 }
 
 TEST_CASE("a subgroup outlives its world") {
@@ -195,7 +224,7 @@ TEST_CASE("init says what cannot be") {
   CHECK(refused({.backend = "glue", .device = torch::kCPU, .environment = one}) ==
         "[comm] rank 0/1: no backend is called \"glue\"; there are self, shm, gloo, nccl.");
   CHECK(refused({.backend = "self", .device = torch::kCPU, .environment = two}) ==
-        "[comm] rank 1/2: the backend \"self\" is for a world of one; use gloo on CPUs, nccl on GPUs.");
+        "[comm] rank 1/2: the backend \"self\" is for a world of one; use shm or gloo on CPUs, nccl on GPUs.");
 #ifndef PARDL_WITH_NCCL
   CHECK(has(refused({.backend = "nccl", .environment = two}), "link the CMake target pardl::nccl"));
 #else

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-// The ring over Gloo, on 1 to 5 ranks, against a plain loop in the order of sums that it states: bit for bit, for every
-// dtype, operation, length and segment size. Then over a transport that keeps messages together, as NCCL does.
+// The ring over Gloo and shared memory, on 1 to 5 ranks, against a plain loop in the order of sums that it states: bit
+// for bit, for every dtype, operation, length and segment size. Then over a transport that keeps messages together, as
+// NCCL does.
 #include <torch/torch.h>
 
 #include <ATen/CPUGeneratorImpl.h>
@@ -88,10 +89,13 @@ torch::Tensor in_order(Tensors const& tensors, ReduceOp op) {
 
 bool same(torch::Tensor const& a, torch::Tensor const& b) { return a.dtype() == b.dtype() && torch::equal(a, b); }
 
-/// Over Gloo on n ranks; with n = 1 over self.
+/// Over Gloo and shared memory on n ranks; with n = 1 over self.
 template <class F>
 void everywhere(F&& f) {
-  for (int const n : sizes) pardl::testing::with_ranks(n, f);
+  for (int const n : sizes)
+    for (char const* const backend : {"gloo", "shm"})
+      if (n > 1) pardl::testing::with_ranks(n, f, {.backend = backend});
+  pardl::testing::with_ranks(1, f);
 }
 
 template <class F>
@@ -241,7 +245,7 @@ TEST_CASE("messages of 32 MiB, which no transport buffers, pass round though eve
 }
 
 TEST_CASE("two rings at once, and one beside collectives, do not mix with tags of their own") {
-  pardl::testing::with_ranks(3, [](ProcessGroup world) {
+  auto const two_rings = [](ProcessGroup world) {
     auto a = brought(world.rank(), 30011), b = brought(world.rank() + 7, 30011);
     Tensors others;
     for (int r = 0; r < 3; ++r) others.push_back(brought(r + 7, 30011));
@@ -252,7 +256,8 @@ TEST_CASE("two rings at once, and one beside collectives, do not mix with tags o
     CHECK(same(a, in_order(all_brought(3, 30011), ReduceOp::sum)));
     CHECK(same(b, in_order(others, ReduceOp::sum)));
     CHECK(pardl::all_sum(world, 1) == 3);
-  });
+  };
+  for (char const* const backend : {"gloo", "shm"}) pardl::testing::with_ranks(3, two_rings, {.backend = backend});
 }
 
 TEST_CASE("arguments that cannot be right are refused in a sentence, and the group goes on") {
@@ -280,26 +285,33 @@ TEST_CASE("arguments that cannot be right are refused in a sentence, and the gro
 }
 
 TEST_CASE("a rank that does not come is named with the operation, its number, shape and step") {
-  std::latch over(2);
-  pardl::testing::with_ranks(3, [&](ProcessGroup world) {
-    auto tensor = torch::ones({1000});
-    pardl::ring_all_reduce(world, tensor).wait();
-    world.set_timeout(std::chrono::seconds(1));
-    if (world.rank() == 1) return over.wait();
-    std::string text = "nothing";
-    try {
+  for (std::string const backend : {"gloo", "shm"}) {
+    std::latch over(2);
+    auto const ring = [&](ProcessGroup world) {
+      auto tensor = torch::ones({1000});
       pardl::ring_all_reduce(world, tensor).wait();
-    } catch (pardl::CommError const& e) {  // its own timeout, or the end of a neighbour that had one
-      text = e.what();
-    }
-    over.count_down();
-    // The next receive is posted ahead, and may be what finds that a neighbour has given up.
-    CHECK_MESSAGE((text.starts_with(where(world) + " #2 (float32[1000]) in reduce-scatter step ") ||
-                   text.starts_with(where(world) + " #2 (float32[1000]) in all-gather step 1 ")),
-                  text);
-    auto const has = [&](std::string const& part) { return text.find(part) != std::string::npos; };
-    CHECK_MESSAGE(has("ranks that have not come: 1 (last called ring_all_reduce #1 (float32[1000]))"), text);
-  });
+      world.set_timeout(std::chrono::seconds(1));
+      if (world.rank() == 1) return over.wait();
+      std::string text = "nothing";
+      try {
+        pardl::ring_all_reduce(world, tensor).wait();
+      } catch (pardl::CommError const& e) {  // its own timeout, or the end of a neighbour that had one
+        text = e.what();
+      }
+      over.count_down();
+      auto const has = [&](std::string const& part) { return text.find(part) != std::string::npos; };
+      // The next receive is posted ahead, and may be what finds that a neighbour has given up. Shared memory counts
+      // messages only.
+      std::string const name = where(world) + (backend == "gloo" ? " #2" : "") + " (float32[1000]) in ";
+      CHECK_MESSAGE((text.starts_with(name + "reduce-scatter step ") || text.starts_with(name + "all-gather step 1 ")),
+                    text);
+      CHECK_MESSAGE(
+          has(backend == "gloo" ? "ranks that have not come: 1 (last called ring_all_reduce #1 (float32[1000]))"
+                                : "from rank 1 (tag 2009, float32[333]) timed out after 1 s"),
+          text);
+    };
+    pardl::testing::with_ranks(3, ring, {.backend = backend});
+  }
 }
 
 namespace {

@@ -80,7 +80,7 @@ TEST_CASE("ring rank" * doctest::skip()) {
   if (variable("RING_VICTIM").empty()) return;
   std::string text = "nothing thrown";
   {
-    auto world = pardl::init({.device = torch::kCPU, .timeout = std::chrono::seconds(600)});
+    auto world = pardl::init({.backend = "gloo", .device = torch::kCPU, .timeout = std::chrono::seconds(600)});
     auto tensor = torch::ones({length});
     pardl::ring_all_reduce(world, tensor).wait();
     world.set_timeout(std::chrono::seconds(3));

@@ -10,6 +10,7 @@
 #include <string>
 #include <thread>
 #include <torch/csrc/distributed/c10d/reducer.hpp>
+#include <utility>
 #include <vector>
 
 #include "pardl/comm/collectives.hpp"
@@ -44,11 +45,18 @@ std::string outcome(F&& f) {
 /// together.
 void hurry(pardl::ProcessGroup& world) { world.set_timeout(1s); }
 
+/// Over Gloo, which the traced backend is for.
+template <class F>
+void with_ranks(int n, F&& f, pardl::testing::RanksOptions options = {}) {
+  options.backend = "gloo";
+  pardl::testing::with_ranks(n, std::forward<F>(f), options);
+}
+
 }  // namespace
 
 TEST_CASE("a timeout names the operation, its number and shape, and the rank that has not come") {
   std::latch over(2);
-  pardl::testing::with_ranks(3, [&](pardl::ProcessGroup world) {
+  with_ranks(3, [&](pardl::ProcessGroup world) {
     auto tensor = torch::ones({4});
     pardl::broadcast(world, tensor, 1).wait();
     hurry(world);
@@ -70,7 +78,7 @@ TEST_CASE("a timeout names the operation, its number and shape, and the rank tha
 }
 
 TEST_CASE("ranks that call different operations are told which") {
-  pardl::testing::with_ranks(2, [](pardl::ProcessGroup world) {
+  with_ranks(2, [](pardl::ProcessGroup world) {
     auto tensor = torch::ones({4});
     world.set_timeout(3s);
     auto const text = outcome([&] {
@@ -91,28 +99,28 @@ TEST_CASE("ranks that call different operations are told which") {
 
 TEST_CASE("a rank that gives up ends the others' operations at once, with its reason") {
   // The timeout is far away: only the note can end this within the test's own limit.
-  pardl::testing::with_ranks(4,
-                             [](pardl::ProcessGroup world) {
-                               if (world.rank() == 1) return world.abandon("the data file ends early");
-                               auto const text = outcome([&] { return pardl::all_sum(world, 1.0); });
-                               CHECK_MESSAGE(has(text, "CommError: [comm] rank "), text);
-                               CHECK_MESSAGE(has(text, "all_reduce #1 (float64[1])"), text);
-                               CHECK_MESSAGE(has(text, "rank 1 says it failed: the data file ends early"), text);
-                             },
-                             {.timeout = 600s});
+  with_ranks(4,
+             [](pardl::ProcessGroup world) {
+               if (world.rank() == 1) return world.abandon("the data file ends early");
+               auto const text = outcome([&] { return pardl::all_sum(world, 1.0); });
+               CHECK_MESSAGE(has(text, "CommError: [comm] rank "), text);
+               CHECK_MESSAGE(has(text, "all_reduce #1 (float64[1])"), text);
+               CHECK_MESSAGE(has(text, "rank 1 says it failed: the data file ends early"), text);
+             },
+             {.timeout = 600s});
 }
 
 TEST_CASE("a rank that leaves by an exception ends the others' operations") {
   std::string first;
   try {
-    pardl::testing::with_ranks(2,
-                               [](pardl::ProcessGroup world) {
-                                 if (world.rank() == 1) throw pardl::DataError("[data] rank 1/2: label out of range.");
-                                 auto const text = outcome([&] { pardl::barrier(world); });
-                                 CHECK_MESSAGE(has(text, "barrier #1"), text);
-                                 CHECK_MESSAGE(has(text, "rank 1 says it failed: an exception ended it"), text);
-                               },
-                               {.timeout = 600s});
+    with_ranks(2,
+               [](pardl::ProcessGroup world) {
+                 if (world.rank() == 1) throw pardl::DataError("[data] rank 1/2: label out of range.");
+                 auto const text = outcome([&] { pardl::barrier(world); });
+                 CHECK_MESSAGE(has(text, "barrier #1"), text);
+                 CHECK_MESSAGE(has(text, "rank 1 says it failed: an exception ended it"), text);
+               },
+               {.timeout = 600s});
   } catch (pardl::DataError const& e) {
     first = e.what();
   }
@@ -121,7 +129,7 @@ TEST_CASE("a rank that leaves by an exception ends the others' operations") {
 
 TEST_CASE("a message that does not come names its sender and where that is") {
   std::latch over(1);
-  pardl::testing::with_ranks(2, [&](pardl::ProcessGroup world) {
+  with_ranks(2, [&](pardl::ProcessGroup world) {
     auto tensor = torch::ones({3}, torch::kInt64);
     pardl::barrier(world);
     hurry(world);
@@ -134,18 +142,18 @@ TEST_CASE("a message that does not come names its sender and where that is") {
 }
 
 TEST_CASE("a message nobody will send ends when another rank fails") {
-  pardl::testing::with_ranks(3,
-                             [](pardl::ProcessGroup world) {
-                               auto tensor = torch::ones({3});
-                               if (world.rank() == 2) return world.abandon("out of memory");
-                               auto const text = outcome([&] { pardl::recv(world, tensor, 2).wait(); });
-                               CHECK_MESSAGE(has(text, "rank 2 says it failed: out of memory"), text);
-                             },
-                             {.timeout = 600s});
+  with_ranks(3,
+             [](pardl::ProcessGroup world) {
+               auto tensor = torch::ones({3});
+               if (world.rank() == 2) return world.abandon("out of memory");
+               auto const text = outcome([&] { pardl::recv(world, tensor, 2).wait(); });
+               CHECK_MESSAGE(has(text, "rank 2 says it failed: out of memory"), text);
+             },
+             {.timeout = 600s});
 }
 
 TEST_CASE("the error keeps its type and sentence in the operation's future, and in one chained to it") {
-  pardl::testing::with_ranks(2, [](pardl::ProcessGroup world) {
+  with_ranks(2, [](pardl::ProcessGroup world) {
     hurry(world);
     if (world.rank() == 1) return pardl::testing::wait_until_failed(world);
     auto work = pardl::all_reduce(world, torch::ones({4}));
@@ -163,7 +171,7 @@ TEST_CASE("the error keeps its type and sentence in the operation's future, and 
 }
 
 TEST_CASE("the error reaches the caller of backward through c10d's Reducer") {
-  pardl::testing::with_ranks(2, [](pardl::ProcessGroup world) {
+  with_ranks(2, [](pardl::ProcessGroup world) {
     auto const weight = torch::ones({8, 8}, torch::requires_grad());
     c10d::Reducer reducer({weight}, {{0}}, world.c10d(), {false}, 25 << 20, false, false, {}, 1 << 20, false, false,
                           {});
@@ -178,7 +186,7 @@ TEST_CASE("the error reaches the caller of backward through c10d's Reducer") {
 }
 
 TEST_CASE("operations that c10d refuses are named, and do not count") {
-  pardl::testing::with_ranks(2, [](pardl::ProcessGroup world) {
+  with_ranks(2, [](pardl::ProcessGroup world) {
     std::vector<torch::Tensor> none;
     auto const text = outcome([&] { world.c10d()->getDefaultBackend()->allreduce(none); });
     CHECK_MESSAGE(has(text, "all_reduce #1 could not be started"), text);
@@ -190,7 +198,7 @@ TEST_CASE("operations that c10d refuses are named, and do not count") {
 
 TEST_CASE("a group that has been shut down says so, and its end is bounded with work under way") {
   std::latch ended(1);
-  pardl::testing::with_ranks(2, [&](pardl::ProcessGroup world) {
+  with_ranks(2, [&](pardl::ProcessGroup world) {
     hurry(world);
     if (world.rank() == 1) return ended.wait();
     auto work = pardl::all_reduce(world, torch::ones({4}));
@@ -199,7 +207,7 @@ TEST_CASE("a group that has been shut down says so, and its end is bounded with 
     CHECK(has(outcome([&] { work.wait(); }), "CommTimeout"));
     CHECK(has(outcome([&] { pardl::barrier(world); }), "refused"));
   });
-  pardl::testing::with_ranks(2, [](pardl::ProcessGroup world) {
+  with_ranks(2, [](pardl::ProcessGroup world) {
     pardl::barrier(world);
     world.shutdown();
     auto const text = outcome([&] { pardl::barrier(world); });

@@ -108,7 +108,7 @@ TEST_CASE("the summary holds what was printed, every option and the versions") {
   CHECK(summary["totals"]["images"] == 512);
   CHECK(summary["world"]["nodes"] == 1);
   CHECK(summary["world"]["ranks"] == 2);
-  CHECK(summary["world"]["backend"] == "gloo");
+  CHECK(summary["world"]["backend"] == "shm");
   CHECK(summary["options"]["batch_size"] == 64);
   CHECK(summary["options"]["model"] == "wrn-10-1");
   CHECK(summary["options"]["seed"] == 1);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Ranks as threads: a world of n in one process, over Gloo on the loopback interface. Inside a rank use CHECK, not
+// Ranks as threads: a world of n in one process, over shared memory. Inside a rank use CHECK, not
 // REQUIRE: doctest's REQUIRE throws, and only the first rank's exception is told.
 #pragma once
 
@@ -18,7 +18,7 @@ namespace pardl::testing {
 
 struct RanksOptions {
   std::chrono::milliseconds timeout{30'000};  ///< of one operation: a broken test ends
-  std::string backend = {};                   ///< empty: self for one rank, gloo for more
+  std::string backend = {};                   ///< empty: self for one rank, for more shm, or gloo over several hosts
   torch::Device device = torch::kCPU;         ///< of every rank
   std::vector<std::string> hosts = {};        ///< pretend that rank i sits on hosts[i]; empty: all on this one
 };

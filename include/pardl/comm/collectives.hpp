@@ -41,8 +41,9 @@ inline Work all_reduce(ProcessGroup const& world, torch::Tensor const& tensor, R
   detail::check_op(world, "all_reduce", tensor, op);
   c10d::AllreduceOptions options;
   options.reduceOp = detail::wire_op(op);
-  detail::Tensors t{tensor.detach()};
-  return detail::started([&] { return world.c10d()->allreduce(t, options); }, t, detail::division(world, op, t));
+  detail::Tensors t{detail::detached(tensor)};
+  return detail::started(
+      world, tensor, [&](auto& by) { return by.allreduce(t, options); }, t, detail::division(world, op, t));
 }
 
 /// all_reduce of many tensors of one dtype as one operation. \cost one all_reduce of all their elements.
@@ -57,8 +58,9 @@ inline Work all_reduce_coalesced(ProcessGroup const& world, std::vector<torch::T
   c10d::AllreduceCoalescedOptions options;
   options.reduceOp = detail::wire_op(op);
   auto t = detail::detached(tensors);
-  return detail::started([&] { return world.c10d()->allreduce_coalesced(t, options); }, t,
-                         detail::division(world, op, t));
+  return detail::started(
+      world, tensors.front(), [&](auto& by) { return by.allreduce_coalesced(t, options); }, t,
+      detail::division(world, op, t));
 }
 
 /// Combines `tensor` over all ranks into the root's; the other ranks' hold nothing of use afterwards.
@@ -70,9 +72,10 @@ inline Work reduce(ProcessGroup const& world, torch::Tensor const& tensor, int r
   c10d::ReduceOptions options;
   options.reduceOp = detail::wire_op(op);
   options.rootRank = root;
-  detail::Tensors t{tensor.detach()};
-  return detail::started([&] { return world.c10d()->reduce(t, options); }, t,
-                         world.rank() == root ? detail::division(world, op, t) : nullptr);
+  detail::Tensors t{detail::detached(tensor)};
+  return detail::started(
+      world, tensor, [&](auto& by) { return by.reduce(t, options); }, t,
+      world.rank() == root ? detail::division(world, op, t) : nullptr);
 }
 
 /// Combines the ranks' lists place by place; rank r gets the combined r-th tensor.
@@ -85,10 +88,11 @@ inline Work reduce_scatter(ProcessGroup const& world, torch::Tensor const& outpu
   detail::check_op(world, "reduce_scatter", output, op);
   c10d::ReduceScatterOptions options;
   options.reduceOp = detail::wire_op(op);
-  detail::Tensors out{output.detach()};
+  detail::Tensors out{detail::detached(output)};
   std::vector<detail::Tensors> in{detail::detached(inputs)};
-  return detail::started([&] { return world.c10d()->reduce_scatter(out, in, options); }, detail::joined(in[0], out[0]),
-                         detail::division(world, op, out));
+  return detail::started(
+      world, output, [&](auto& by) { return by.reduce_scatter(out, in, options); }, detail::joined(in[0], out[0]),
+      detail::division(world, op, out));
 }
 
 /// reduce_scatter of one tensor in n equal pieces, in memory order.
@@ -116,8 +120,9 @@ inline Work broadcast(ProcessGroup const& world, torch::Tensor const& tensor, in
   detail::check_rank(world, "broadcast", root, "the root");
   c10d::BroadcastOptions options;
   options.rootRank = root;
-  detail::Tensors t{tensor.detach()};
-  return detail::started([&] { return world.c10d()->broadcast(t, options); }, t);
+  detail::Tensors t{detail::detached(tensor)};
+  return detail::started(
+      world, tensor, [&](auto& by) { return by.broadcast(t, options); }, t);
 }
 
 /// Collects every rank's `input`: outputs[r] gets rank r's.
@@ -128,8 +133,9 @@ inline Work all_gather(ProcessGroup const& world, std::vector<torch::Tensor> con
   detail::check_tensor(world, "all_gather", input, detail::Layout::contiguous, "the input");
   detail::check_list(world, "all_gather", outputs, input, "the list of outputs");
   std::vector<detail::Tensors> out{detail::detached(outputs)};
-  detail::Tensors in{input.detach()};
-  return detail::started([&] { return world.c10d()->allgather(out, in); }, detail::joined(out[0], in[0]));
+  detail::Tensors in{detail::detached(input)};
+  return detail::started(
+      world, input, [&](auto& by) { return by.allgather(out, in); }, detail::joined(out[0], in[0]));
 }
 
 /// Collects every rank's `input` into one tensor, one rank's after the other's.
@@ -158,9 +164,10 @@ inline Work gather(ProcessGroup const& world, std::vector<torch::Tensor> const& 
   }
   c10d::GatherOptions options;
   options.rootRank = root;
-  detail::Tensors in{input.detach()};
-  return detail::started([&] { return world.c10d()->gather(out, in, options); },
-                         detail::joined(out.empty() ? detail::Tensors{} : out[0], in[0]));
+  detail::Tensors in{detail::detached(input)};
+  return detail::started(
+      world, input, [&](auto& by) { return by.gather(out, in, options); },
+      detail::joined(out.empty() ? detail::Tensors{} : out[0], in[0]));
 }
 
 /// Deals out the root's list: rank r gets the r-th tensor.
@@ -178,9 +185,10 @@ inline Work scatter(ProcessGroup const& world, torch::Tensor const& output, std:
   }
   c10d::ScatterOptions options;
   options.rootRank = root;
-  detail::Tensors out{output.detach()};
-  return detail::started([&] { return world.c10d()->scatter(out, in, options); },
-                         detail::joined(in.empty() ? detail::Tensors{} : in[0], out[0]));
+  detail::Tensors out{detail::detached(output)};
+  return detail::started(
+      world, output, [&](auto& by) { return by.scatter(out, in, options); },
+      detail::joined(in.empty() ? detail::Tensors{} : in[0], out[0]));
 }
 
 /// Rank r's inputs[q] becomes rank q's outputs[r]. Sizes may differ from pair to pair, as long as both ends agree.
@@ -205,7 +213,8 @@ inline Work all_to_all(ProcessGroup const& world, std::vector<torch::Tensor> con
   if (world.backend() == "gloo") return detail::all_to_all_joined(world, std::move(out), in);
   auto kept = out;
   kept.insert(kept.end(), in.begin(), in.end());
-  return detail::started([&] { return world.c10d()->alltoall(out, in); }, std::move(kept));
+  return detail::started(
+      world, inputs[self], [&](auto& by) { return by.alltoall(out, in); }, std::move(kept));
 }
 
 /// all_to_all of one tensor, cut along its first dimension.
@@ -230,22 +239,24 @@ inline Work all_to_all_single(ProcessGroup const& world, torch::Tensor const& ou
 inline Work send(ProcessGroup const& world, torch::Tensor const& tensor, int to, int tag = 0) {
   detail::check_tensor(world, "send", tensor, detail::Layout::contiguous);
   detail::check_rank(world, "send", to, "the receiver");
-  detail::Tensors t{tensor.detach()};
-  return detail::started([&] { return world.c10d()->send(t, to, tag); }, t);
+  detail::Tensors t{detail::detached(tensor)};
+  return detail::started(
+      world, tensor, [&](auto& by) { return by.send(t, to, tag); }, t);
 }
 
 /// Receives into `tensor` what a rank sends with the same tag.
 inline Work recv(ProcessGroup const& world, torch::Tensor const& tensor, int from, int tag = 0) {
   detail::check_tensor(world, "recv", tensor, detail::Layout::contiguous);
   detail::check_rank(world, "recv", from, "the sender");
-  detail::Tensors t{tensor.detach()};
-  return detail::started([&] { return world.c10d()->recv(t, from, tag); }, t);
+  detail::Tensors t{detail::detached(tensor)};
+  return detail::started(
+      world, tensor, [&](auto& by) { return by.recv(t, from, tag); }, t);
 }
 
 /// Receives from whoever sends with this tag first, and waits for it. Not over NCCL. \returns the sender.
 inline int recv_any(ProcessGroup const& world, torch::Tensor const& tensor, int tag = 0) {
   detail::check_tensor(world, "recv_any", tensor, detail::Layout::contiguous);
-  detail::Tensors t{tensor.detach()};
+  detail::Tensors t{detail::detached(tensor)};
   return detail::translated([&] {
     auto const work = world.c10d()->recvAnysource(t, tag);
     work->wait();

@@ -38,7 +38,8 @@
 namespace pardl::inline PARDL_ABI {
 
 struct InitOptions {
-  std::string backend = {};  ///< "self", "shm", "gloo", "nccl"; empty: self alone, nccl on GPUs, else gloo
+  std::string backend = {};  ///< "self", "shm", "gloo", "nccl"; empty: self alone, nccl on GPUs, on CPUs shm, or gloo
+                             ///< where the ranks sit on several hosts
   std::optional<torch::Device> device = {};     ///< default: CUDA if there is one and NCCL was built in, else the CPU
   std::chrono::milliseconds timeout{600'000};   ///< of one operation; the ranks' meeting has up to 5 min of it
   c10::intrusive_ptr<c10d::Store> store = {};   ///< where the ranks meet, theirs alone; null: by the environment
@@ -82,7 +83,8 @@ class ProcessGroup {
   [[nodiscard]] c10::intrusive_ptr<c10d::ProcessGroup> const& c10d() const noexcept { return state_->group; }
 
   /// Divides the group: the ranks with one colour become a group, ordered by key, then by rank here. Every rank must
-  /// call it, in the same order among the group's collectives. A group of one uses no transport.
+  /// call it, in the same order among the group's collectives. A group of one uses no transport; the others use this
+  /// group's, or the one that fits their own hosts where init() was given no name.
   /// \param color  which group to join; none: this rank joins none, and gets nothing.
   /// \cost one all-gather of four numbers, and the new groups' connections.
   [[nodiscard]] std::optional<ProcessGroup> split(std::optional<int> color, int key = 0) const {
@@ -93,7 +95,7 @@ class ProcessGroup {
       if (auto const* vote = &votes[static_cast<std::size_t>(4 * r)]; vote[0] == 1 && vote[1] == *color)
         members.emplace_back(vote[2], r);
     std::sort(members.begin(), members.end());
-    detail::BackendPlan plan{.name = members.size() == 1 ? "self" : state_->backend, .device = device()};
+    detail::BackendPlan plan{.name = state_->backend, .named = state_->named, .device = device()};
     plan.size = static_cast<int>(members.size());
     plan.timeout = timeout();
     plan.address = state_->address;
@@ -103,6 +105,7 @@ class ProcessGroup {
       hosts.push_back(state_->hosts[static_cast<std::size_t>(members[i].second)]);
     }
     plan.one_host = state_->places_known && detail::places_of(hosts, plan.rank).nodes == 1;
+    if (plan.size == 1 || !plan.named) plan.name = detail::default_backend(device().type(), plan.size, plan.one_host);
     if (plan.size > 1) {
       plan.store = c10::make_intrusive<c10d::PrefixStore>(
           "split/" + std::to_string(votes[3]) + "/" + std::to_string(*color), state_->store);
@@ -148,6 +151,7 @@ class ProcessGroup {
     State(detail::BackendPlan const& plan, std::vector<int> hosts_, std::shared_ptr<detail::StoreKeeper> keeper_)
         : device(plan.device),
           backend(plan.name),
+          named(plan.named),
           rank(plan.rank),
           size(plan.size),
           timeout(plan.timeout),
@@ -202,6 +206,7 @@ class ProcessGroup {
     detail::Lifeline line;  ///< empty: a world of one, or an adopted group
     torch::Device device = torch::kCPU;
     std::string backend;
+    bool named = true;  ///< the user has chosen it
     int rank = 0, size = 1;
     std::chrono::milliseconds timeout{600'000};
     std::string address;  ///< of this host, for connections to other hosts
@@ -253,7 +258,9 @@ inline ProcessGroup init(InitOptions options = {}) {
   Environment const env = options.environment ? *options.environment : read_environment();
   auto const kind = options.device ? options.device->type() : detail::default_device_type();
   detail::BackendPlan plan{.name = options.backend, .rank = env.rank, .size = env.size, .timeout = options.timeout};
-  if (plan.name.empty()) plan.name = detail::default_backend(kind, env.size);
+  plan.named = !plan.name.empty();
+  if (!plan.named)
+    plan.name = detail::default_backend(kind, env.size, true);  // whatever the hosts, until they are known
   detail::check_backend(plan.name, env.rank, env.size);
   detail::check_device(plan.name, kind, env.rank, env.size);
 
@@ -265,9 +272,11 @@ inline ProcessGroup init(InitOptions options = {}) {
                  ? std::make_shared<detail::StoreKeeper>(c10::make_intrusive<c10d::PrefixStore>("pardl", options.store),
                                                          "its host", env.rank, env.size, false)
                  : detail::store_from(env, limit);
-    detail::Arrival const self{options.host.empty() ? detail::host_identity() : options.host, plan.name};
+    detail::Arrival const self{options.host.empty() ? detail::host_identity() : options.host,
+                               plan.named || plan.name != "shm" ? plan.name : "shm or gloo"};
     hosts = detail::meet(keeper->store(), env.rank, env.size, self, limit);
     plan.one_host = detail::places_of(hosts, env.rank).nodes == 1;
+    if (!plan.named) plan.name = detail::default_backend(kind, env.size, plan.one_host);
     plan.store = c10::make_intrusive<c10d::PrefixStore>("world", keeper->store());
     plan.store_host = keeper->host();
     if (!plan.one_host && !env.master_addr.empty()) plan.address = detail::address_towards(env.master_addr);

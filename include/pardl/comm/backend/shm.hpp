@@ -88,7 +88,9 @@ class ShmBackend final : public c10d::Backend {
   [[nodiscard]] shm::Engine& engine() const noexcept { return *engine_; }
 
   const std::string getBackendName() const override { return "shm"; }
-  bool supportsCoalescing() const override { return true; }
+  /// What is coalesced is carried out, and waited for as one; but it is one list to a group, which threads cannot
+  /// share, and buys nothing here, so nobody needs to.
+  bool supportsCoalescing() const override { return false; }
   void startCoalescing() override { coalesced_.emplace(); }
   Started endCoalescing() override {
     auto works = std::exchange(coalesced_, std::nullopt).value_or(std::vector<Started>{});

@@ -39,6 +39,7 @@ inline constexpr bool has_nccl = false;
 /// Everything a backend needs to know.
 struct BackendPlan {
   std::string name;                    ///< "self", "shm", "gloo" or "nccl"
+  bool named = true;                   ///< by the user; else it fits device and hosts, and so will a subgroup's
   torch::Device device = torch::kCPU;  ///< where this rank computes
   int rank = 0;                        ///< of this process in the group
   int size = 1;                        ///< ranks in the group
@@ -50,18 +51,19 @@ struct BackendPlan {
   std::string store_host = "its host";         ///< who serves it, for a sentence
 };
 
-/// The backend a device and a number of ranks ask for.
-inline std::string default_backend(c10::DeviceType kind, int size) {
+/// The backend that the device, the number of ranks and their hosts ask for.
+inline std::string default_backend(c10::DeviceType kind, int size, bool one_host) {
   if (size == 1) return "self";
-  return kind == c10::DeviceType::CUDA ? "nccl" : "gloo";
+  if (kind == c10::DeviceType::CUDA) return "nccl";
+  return one_host ? "shm" : "gloo";
 }
 
 /// \throws ConfigError for a name nobody knows, or a backend that this program was built without.
 inline void check_backend(std::string const& name, int rank, int size) {
   if (name == "self") {
     if (size == 1) return;
-    throw ConfigError(
-        sentence("comm", rank, size, "the backend \"self\" is for a world of one", "use gloo on CPUs, nccl on GPUs"));
+    throw ConfigError(sentence("comm", rank, size, "the backend \"self\" is for a world of one",
+                               "use shm or gloo on CPUs, nccl on GPUs"));
   }
   if (name == "shm") return;
   if (name == "gloo") {

@@ -92,17 +92,24 @@ inline bool coalesces_messages(ProcessGroup const& world, torch::Tensor const& t
   return backend && backend->supportsCoalescing();
 }
 
-/// What the failure of a message says, without who says it, what others say, and what to do: "recv #3 from rank 2 (tag
-/// 7, float32[4]) failed: Connection closed by peer".
-inline std::string bare_cause(std::string_view text) {
+/// What the failure of a message says, without who says it.
+inline std::string_view without_head(std::string_view text) {
   if (auto const head = text.find(": "); text.starts_with("[comm] rank ") && head != std::string_view::npos)
     text.remove_prefix(head + 2);
+  return text;
+}
+
+/// And without what others say, and what to do: "recv #3 from rank 2 (tag 7, float32[4]) failed: Connection closed by
+/// peer".
+inline std::string bare_cause(std::string_view text) {
+  text = without_head(text);
   for (std::string_view const rest : {"; ", ": rank ", ", since the group"}) text = text.substr(0, text.find(rest));
   return std::string(text);
 }
 
 /// An operation that is made of messages, in the group's book among the collectives: it has a number, and an error can
-/// say which ranks have not come to it. A group that was adopted has no book.
+/// say which ranks have not come to it. A group over shared memory, or adopted, has no book: there the message under
+/// way tells what has happened to it.
 class BookEntry {
  public:
   /// \throws CommError, CommTimeout  if the group has failed before.
@@ -124,8 +131,8 @@ class BookEntry {
   [[nodiscard]] std::string explain(ProcessGroup const& world, std::string const& cause, std::string const& place) {
     std::string const subject = std::string(stamp_->name) + " (" + stamp_->subject() + ")";
     if (!roll_)
-      return sentence("comm", world.rank(), world.size(), subject + " in " + place + ": " + bare_cause(cause),
-                      "see what the other ranks said last");
+      return "[comm] rank " + std::to_string(world.rank()) + "/" + std::to_string(world.size()) + ": " + subject +
+             " in " + place + ": " + std::string(without_head(cause));
     roll_->take(entry_, /*failed=*/true);
     auto text = reason_of(roll_->explain(*stamp_, std::make_exception_ptr(CommError(bare_cause(cause)))));
     auto const name = stamp_->text();

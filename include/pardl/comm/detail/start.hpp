@@ -7,7 +7,9 @@
 
 #include <cstdint>
 #include <functional>
+#include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 #include <torch/csrc/distributed/c10d/Types.hpp>
+#include <typeinfo>
 #include <utility>
 #include <vector>
 
@@ -51,11 +53,22 @@ inline std::function<void()> division(ProcessGroup const& world, ReduceOp op, Te
   };
 }
 
+/// Without a past in autograd; what has none is not copied for it.
+inline torch::Tensor detached(torch::Tensor const& tensor) { return tensor.requires_grad() ? tensor.detach() : tensor; }
 inline Tensors detached(Tensors const& tensors) {
   Tensors plain;
   plain.reserve(tensors.size());
-  for (auto const& tensor : tensors) plain.push_back(tensor.detach());
+  for (auto const& tensor : tensors) plain.push_back(detached(tensor));
   return plain;
+}
+
+/// begin(backend), straight at the backend that serves `subject`. c10d's own way there leads through the dispatcher,
+/// which boxes every argument for a part of autograd that has nothing to do here; that takes longer than a small sum.
+template <class F>
+c10::intrusive_ptr<c10d::Work> directly(ProcessGroup const& world, torch::Tensor const& subject, F&& begin) {
+  c10d::ProcessGroup& group = *world.c10d();
+  if (typeid(group) != typeid(c10d::ProcessGroup)) return begin(group);  // another kind may have ways of its own
+  return begin(*group.getBackend(subject.device().type()));
 }
 
 inline Tensors joined(Tensors list, torch::Tensor const& one) {
@@ -67,6 +80,12 @@ inline Tensors joined(Tensors list, torch::Tensor const& one) {
 template <class F>
 Work started(F start, Tensors kept, std::function<void()> after = nullptr) {
   return Work(translated(std::move(start)), std::move(kept), std::move(after));
+}
+/// Starts what begin(by) begins, where `by` is the backend that serves `subject`.
+template <class F>
+Work started(ProcessGroup const& world, torch::Tensor const& subject, F&& begin, Tensors kept,
+             std::function<void()> after = nullptr) {
+  return started([&] { return directly(world, subject, begin); }, std::move(kept), std::move(after));
 }
 
 /// all_to_all of lists by one tensor that holds them end to end.

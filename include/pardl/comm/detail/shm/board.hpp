@@ -24,7 +24,7 @@ inline constexpr std::size_t line = 64;  ///< bytes that processors hand each ot
 }
 
 /// A collective as its rank has called it: enough to see whether all ranks mean the same, and to say what they meant.
-struct alignas(line) Call {
+struct Call {
   std::uint64_t number;  ///< 1, 2, …
   std::uint64_t bytes;   ///< of what must be equally large on all ranks; 0 where nothing must
   std::uint32_t tensors;
@@ -54,7 +54,7 @@ struct Seat {
   std::int32_t pid;
   std::uint64_t pid_space;  ///< in which the pid counts
   static constexpr std::size_t remembered = 32;
-  Call calls[remembered];  ///< by number; a rank is never further ahead than there are slots
+  alignas(line) Call calls[remembered];  ///< by number; a rank is never further ahead than there are slots
 };
 enum Presence : std::uint32_t { absent, present, left, dead };
 

@@ -31,7 +31,7 @@ class Parcel {
     torch::NoGradGuard const no_grad;
     Row row;
     for (auto const& tensor : tensors) {
-      auto plain = tensor.detach();
+      auto plain = tensor;
       if (!plain.is_cpu() || !plain.is_contiguous()) {
         plain = reads ? tensor.detach().to(torch::kCPU, /*non_blocking=*/false, /*copy=*/true).contiguous()
                       : torch::empty(tensor.sizes(), tensor.options().device(torch::kCPU).requires_grad(false));
