@@ -56,7 +56,7 @@ class any_stopping_policy {
   template <class P>
     requires(!std::same_as<std::remove_cvref_t<P>, any_stopping_policy>)
   any_stopping_policy(P policy) {  // NOLINT(google-explicit-constructor): a policy is a policy
-    detail::assert_stopping_policies<P>();
+    static_assert(detail::is_stopping_policy<P>());
     static_assert(observes<stopping_state_t<P>, Metrics>,
                   "pardl: this stopping policy cannot observe these metrics; its state needs a member "
                   "observe(metrics) for this type that returns a pardl::Verdict.");
