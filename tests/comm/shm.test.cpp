@@ -8,6 +8,7 @@
 #include <condition_variable>
 #include <cstdint>
 #include <exception>
+#include <latch>
 #include <mutex>
 #include <string>
 #include <thread>
@@ -343,6 +344,28 @@ TEST_CASE("a timeout names the operation, its number and the ranks that have not
     CHECK_MESSAGE(has(text, "ranks that have not come: 2 (last called barrier #1)"), text);
     auto const next = thrown([&] { pardl::barrier(world); });
     CHECK_MESSAGE(has(next, "barrier was refused, since the group has failed"), next);
+  });
+}
+
+TEST_CASE("an operation that all ranks have come to ends well, even if another has failed since") {
+  std::latch begun(1), failed(1);
+  over_shm(3, [&](ProcessGroup world) {
+    auto const tensor = torch::ones({4});
+    if (world.rank() == 2) {  // looks at the others only when they are over
+      auto work = pardl::all_reduce(world, tensor);
+      begun.count_down();
+      failed.wait();
+      CHECK(thrown([&] { work.wait(); }) == "nothing");
+      CHECK(tensor.sum().item<double>() == 12);
+      CHECK(has(thrown([&] { pardl::barrier(world); }), "barrier was refused, since the group has failed"));
+      return;
+    }
+    begun.wait();
+    pardl::all_reduce(world, tensor).wait();
+    if (world.rank() == 1) return;
+    auto const text = thrown([&] { pardl::barrier(world); });
+    failed.count_down();
+    CHECK_MESSAGE(has(text, "rank 1 has ended the group"), text);
   });
 }
 

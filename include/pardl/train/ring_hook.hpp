@@ -37,7 +37,7 @@ namespace pardl::inline PARDL_ABI::comm_hooks {
 /// The bits are those of ring_all_reduce(), the same on every rank, and differ from all_reduce()'s where the order of
 /// the sum does. They depend on the buckets' sizes, which move the chunks' boundaries.
 ///
-/// Over a host transport (Gloo) a thread of the hook's own carries out one bucket after the other, in the order in
+/// Over a host transport (Gloo, shm) a thread of the hook's own carries out one bucket after the other, in the order in
 /// which backward fills them, while backward goes on; over NCCL the messages go onto streams, without a thread. One
 /// rank's failure ends every rank's backward with CommError or CommTimeout. \cost for each bucket that of
 /// ring_all_reduce(): 2(n-1) k messages of together 2(n-1)/n of the bucket.

@@ -3,9 +3,8 @@
 /// \layer  comm.
 ///
 /// Every collective of c10d, for tensors of any dtype and layout; ranks are processes or threads. What is promised:
-/// - Reductions combine the ranks' values in the order of ranks, element by element, half and bfloat16 in float with
-/// one
-///   rounding. So results are bitwise the same on all ranks, and for any size, layout or timing.
+/// - Reductions combine the ranks' values in the order of ranks, element by element, half and bfloat16 in float and
+///   rounded once. So results are bitwise the same on all ranks, and for any size, layout or timing.
 /// - Nothing is left on the machine however ranks end: the memory has no name. A death is noticed while others wait for
 ///   the dead rank, within a tenth of a second, and named; timeouts name the operation and the ranks that have not
 ///   come.
@@ -17,6 +16,12 @@
 /// ShmOptions::read_all bytes every rank reads all n tensors in one meeting. broadcast, all_gather and all_to_all write
 /// each byte to a slot once and read it once per receiver. A process forked from a rank keeps the rank's connection
 /// open: while it lives, the rank's death goes unnoticed where pidfds (Linux 5.3) cannot be had.
+///
+/// Who waits looks at memory for a fraction of a millisecond, since to sleep and be woken costs as much as many small
+/// sums, then sleeps on a futex; where ranks outnumber the cores it sleeps at once, so that the rank it waits for gets
+/// the core. Who calls or waits moves its operations on; where a rank has two cores or more to itself a thread does so
+/// too, which overlaps the sum with what the caller computes, and with fewer cores would only take turns with it. A
+/// rank writes its own slots first, so that their pages lie on its NUMA node; the others read them from there.
 /// \source The slots and the sum of slices are the reduce-scatter and all-gather of Thakur, Rabenseifner & Gropp, 2005.
 #pragma once
 

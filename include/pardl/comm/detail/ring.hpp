@@ -92,29 +92,28 @@ inline bool coalesces_messages(ProcessGroup const& world, torch::Tensor const& t
   return backend && backend->supportsCoalescing();
 }
 
-/// What the failure of a message says, without who says it.
-inline std::string_view without_head(std::string_view text) {
+/// What the failure of a message says, without who says it, what others say, and what to do: "recv #3 from rank 2 (tag
+/// 7, float32[4]) failed: Connection closed by peer".
+inline std::string bare_cause(std::string_view text) {
   if (auto const head = text.find(": "); text.starts_with("[comm] rank ") && head != std::string_view::npos)
     text.remove_prefix(head + 2);
-  return text;
-}
-
-/// And without what others say, and what to do: "recv #3 from rank 2 (tag 7, float32[4]) failed: Connection closed by
-/// peer".
-inline std::string bare_cause(std::string_view text) {
-  text = without_head(text);
   for (std::string_view const rest : {"; ", ": rank ", ", since the group"}) text = text.substr(0, text.find(rest));
   return std::string(text);
 }
 
-/// An operation that is made of messages, in the group's book among the collectives: it has a number, and an error can
-/// say which ranks have not come to it. A group over shared memory, or adopted, has no book: there the message under
-/// way tells what has happened to it.
+/// An operation that is made of messages, in the group's book: it has a number, among the collectives or, over shared
+/// memory, of its own, and an error can say which ranks have not come to it. A group that was adopted has no book.
 class BookEntry {
  public:
   /// \throws CommError, CommTimeout  if the group has failed before.
   BookEntry(ProcessGroup const& world, Stamp const& stamp) : stamp_(std::make_shared<Stamp>(stamp)) {
-    auto const* traced = dynamic_cast<TracedBackend const*>(any_backend(world));
+    auto const* const backend = any_backend(world);
+    if (auto const* const shm = dynamic_cast<ShmBackend const*>(backend)) {
+      engine_ = shm->engine().shared_from_this();
+      stamp_->number = engine_->begin_composed(*stamp_);
+      return;
+    }
+    auto const* const traced = dynamic_cast<TracedBackend const*>(backend);
     if (!traced) return;
     roll_ = traced->roll().shared_from_this();
     // Nothing to end when another rank fails: the message under way is.
@@ -123,6 +122,7 @@ class BookEntry {
   BookEntry(BookEntry const&) = delete;
   BookEntry& operator=(BookEntry const&) = delete;
   ~BookEntry() {
+    if (engine_) engine_->end_composed();
     if (roll_) roll_->take(entry_);
   }
 
@@ -130,11 +130,12 @@ class BookEntry {
   /// \param cause  what the message's failure says. \param place  where the operation was.
   [[nodiscard]] std::string explain(ProcessGroup const& world, std::string const& cause, std::string const& place) {
     std::string const subject = std::string(stamp_->name) + " (" + stamp_->subject() + ")";
-    if (!roll_)
-      return "[comm] rank " + std::to_string(world.rank()) + "/" + std::to_string(world.size()) + ": " + subject +
-             " in " + place + ": " + std::string(without_head(cause));
-    roll_->take(entry_, /*failed=*/true);
-    auto text = reason_of(roll_->explain(*stamp_, std::make_exception_ptr(CommError(bare_cause(cause)))));
+    if (!roll_ && !engine_)
+      return sentence("comm", world.rank(), world.size(), subject + " in " + place + ": " + bare_cause(cause),
+                      "see what the other ranks said last");
+    if (roll_) roll_->take(entry_, /*failed=*/true);
+    auto text = reason_of(engine_ ? engine_->explain_composed(*stamp_, bare_cause(cause))
+                                  : roll_->explain(*stamp_, std::make_exception_ptr(CommError(bare_cause(cause)))));
     auto const name = stamp_->text();
     if (auto const at = text.find(name); at != std::string::npos) text.insert(at + name.size(), " in " + place);
     return sentence_ended(std::move(text));
@@ -155,6 +156,7 @@ class BookEntry {
 
   std::shared_ptr<Stamp> stamp_;
   std::shared_ptr<RollCall> roll_;
+  std::shared_ptr<shm::Engine> engine_;
   std::uint64_t entry_ = 0;
 };
 

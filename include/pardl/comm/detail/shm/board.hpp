@@ -55,6 +55,10 @@ struct Seat {
   std::uint64_t pid_space;  ///< in which the pid counts
   static constexpr std::size_t remembered = 32;
   alignas(line) Call calls[remembered];  ///< by number; a rank is never further ahead than there are slots
+  /// Operations made of messages, a ring for one: nobody waits for them here, so they are counted by themselves.
+  alignas(line) std::atomic<std::uint64_t> composed;
+  std::atomic<std::uint64_t> composed_finished;
+  alignas(line) Call compositions[remembered];
 };
 enum Presence : std::uint32_t { absent, present, left, dead };
 

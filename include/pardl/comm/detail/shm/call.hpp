@@ -31,7 +31,8 @@ inline constexpr char const* names[] = {"all_reduce",
                                         "barrier",
                                         "all_gather_coalesced",
                                         "all_gather_into_coalesced",
-                                        "reduce_scatter_into_coalesced"};
+                                        "reduce_scatter_into_coalesced",
+                                        "ring_all_reduce"};
 inline std::uint8_t place_of(char const* name) {
   for (std::uint8_t i = 0; i < std::size(names); ++i)
     if (std::strcmp(names[i], name) == 0) return i;

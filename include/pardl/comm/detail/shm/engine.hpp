@@ -6,6 +6,9 @@
 /// they can go without waiting. Where each rank has a core to spare, a thread does so too while nobody waits.
 #pragma once
 
+#include <c10/core/ScalarType.h>
+#include <c10/util/accumulate.h>
+
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -142,6 +145,28 @@ class Engine : public std::enable_shared_from_this<Engine> {
     heard_ = true;
     std::rethrow_exception(verdict_.error_of(nullptr));
   }
+
+  // ---- operations made of messages: the others see how far this rank has come with them ----
+
+  /// \returns its number. \throws CommError, CommTimeout where the group has failed before.
+  std::uint64_t begin_composed(Stamp const& stamp) {
+    std::lock_guard const lock(mutex_);
+    if (verdict_.given() || ended_) heard_ = true, verdict_.refuse(stamp);
+    auto const number = seat().composed.load(std::memory_order_relaxed) + 1;
+    auto const bytes = static_cast<std::uint64_t>(c10::multiply_integers(stamp.shape)) * c10::elementSize(stamp.dtype);
+    auto& call = seat().compositions[number % Seat::remembered];
+    call = call_of(stamp, bytes, 0);
+    call.number = number;
+    seat().composed.store(number, std::memory_order_release);
+    return number;
+  }
+  void end_composed() noexcept { seat().composed_finished.fetch_add(1, std::memory_order_relaxed); }
+  /// \param cause  how one of its messages has ended
+  std::exception_ptr explain_composed(Stamp const& stamp, std::string const& cause) {
+    heard_ = true;
+    return verdict_.error_of_composed(stamp, cause);
+  }
+
   void set_timeout(std::chrono::milliseconds timeout) {
     std::lock_guard const lock(mutex_);
     timeout_ = timeout;
@@ -194,12 +219,16 @@ class Engine : public std::enable_shared_from_this<Engine> {
 
   // ---- under the lock ----
 
+  /// Of a group that has failed, what had come before that is still carried out: another rank may have gone on from an
+  /// operation, then failed, before this one has looked at it.
   bool step(std::vector<Ended>& ended) {
-    if (verdict_.given()) {
-      bool const some = !queue_.empty() || !letters_.empty();
-      end_all(ended);
-      return some;
-    }
+    bool const failed = verdict_.given();
+    bool const moved = move_on(ended);
+    if (!failed || (queue_.empty() && letters_.empty())) return moved;
+    end_all(ended);
+    return true;
+  }
+  bool move_on(std::vector<Ended>& ended) {
     bool moved = mail_.advance();
     std::erase_if(letters_, [&](WorkHandle const& letter) {  // also one that had come before it was asked for
       if (!letter->message->over) return false;

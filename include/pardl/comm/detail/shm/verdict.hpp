@@ -66,11 +66,10 @@ class Verdict {
 
   /// The sentence for one of this rank's operations; null: for none of them.
   std::exception_ptr error_of(Stamp const* stamp) {
-    Findings findings{.answered = true, .store = "", .note = std::nullopt, .ranks = {}};
+    auto const findings = look(collectives);
     auto const& board = ground_.board();
     Ending ending{.phrase = "was given up: the group was shut down", .late = false};
-    if (given()) {
-      findings.note = Note{board.failed_rank, board.late != 0, board.phrase};
+    if (findings.note) {
       std::lock_guard const lock(mutex_);
       if (stamp == nullptr)
         ending = {.phrase = findings.note->phrase, .late = findings.note->late};
@@ -79,11 +78,16 @@ class Verdict {
       else
         ending.phrase = board.failed_rank == rank_ ? "was given up: " + findings.note->phrase : "";
     }
-    for (int r = 0; r < size_; ++r)
-      if (auto status = status_of(static_cast<std::size_t>(r))) findings.ranks.emplace(r, std::move(*status));
-    auto const text = post_mortem(stamp, ending, rank_, size_, findings);
-    return findings.note && findings.note->late ? std::make_exception_ptr(CommTimeout(text))
-                                                : std::make_exception_ptr(CommError(text));
+    return told(post_mortem(stamp, ending, rank_, size_, findings), findings);
+  }
+
+  /// The sentence for an operation made of messages. \param cause  how one of them ended
+  std::exception_ptr error_of_composed(Stamp const& stamp, std::string const& cause) const {
+    auto const findings = look(compositions);
+    bool const others = findings.note && findings.note->rank != rank_;
+    return told(
+        post_mortem(&stamp, {.phrase = others ? "" : "failed: " + cause, .late = false}, rank_, size_, findings),
+        findings);
   }
 
   /// For an operation that was asked for too late.
@@ -99,19 +103,40 @@ class Verdict {
   }
 
  private:
+  /// What of a seat counts operations of one kind.
+  struct Book {
+    std::atomic<std::uint64_t> Seat::*begun;
+    std::atomic<std::uint64_t> Seat::*finished;
+    Call (Seat::*calls)[Seat::remembered];
+  };
+  static constexpr Book collectives{&Seat::announced, &Seat::finished, &Seat::calls};
+  static constexpr Book compositions{&Seat::composed, &Seat::composed_finished, &Seat::compositions};
+
+  [[nodiscard]] Findings look(Book const& book) const {
+    Findings findings{.answered = true, .store = "", .note = std::nullopt, .ranks = {}};
+    auto const& board = ground_.board();
+    if (given()) findings.note = Note{board.failed_rank, board.late != 0, board.phrase};
+    for (int r = 0; r < size_; ++r)
+      if (auto status = status_of(static_cast<std::size_t>(r), book)) findings.ranks.emplace(r, std::move(*status));
+    return findings;
+  }
+  static std::exception_ptr told(std::string const& text, Findings const& findings) {
+    return findings.note && findings.note->late ? std::make_exception_ptr(CommTimeout(text))
+                                                : std::make_exception_ptr(CommError(text));
+  }
   /// Where a rank stands; nothing of one that has died.
-  [[nodiscard]] std::optional<Status> status_of(std::size_t rank) const {
+  [[nodiscard]] std::optional<Status> status_of(std::size_t rank, Book const& book) const {
     auto const& its = ground_.seat(rank);
     auto const state = its.state.load(std::memory_order_acquire);
     if (state == dead) return std::nullopt;
     Status status;
-    status.issued = its.announced.load(std::memory_order_acquire);
+    status.issued = (its.*book.begun).load(std::memory_order_acquire);
     status.left = state == left;
-    status.busy = its.finished.load(std::memory_order_relaxed) < status.issued;
+    status.busy = (its.*book.finished).load(std::memory_order_relaxed) < status.issued;
     auto const first = status.issued - std::min<std::uint64_t>(status.issued, Seat::remembered - 1) + 1;
-    for (auto n = first; n <= status.issued; ++n)
-      status.recent.emplace_back(n, stamp_of(its.calls[n % Seat::remembered]).agreement());
-    if (status.issued > 0) status.last = stamp_of(its.calls[status.issued % Seat::remembered]).text();
+    auto const call = [&](std::uint64_t number) { return stamp_of((its.*book.calls)[number % Seat::remembered]); };
+    for (auto n = first; n <= status.issued; ++n) status.recent.emplace_back(n, call(n).agreement());
+    if (status.issued > 0) status.last = call(status.issued).text();
     return status;
   }
 
