@@ -2,6 +2,10 @@
 /// \file   Collectives and messages over memory that the ranks of one host share: the backend of CPU ranks on a host.
 /// \layer  comm.
 ///
+/// init() takes it by itself for CPU ranks of one host. By hand, for a c10d::ProcessGroup of your own:
+/// ```
+/// auto backend = pardl::backend::shm(store, rank, size);  // every rank; the store is this group's alone
+/// ```
 /// Every collective of c10d, for tensors of any dtype and layout; ranks are processes or threads. What is promised:
 /// - Reductions combine the ranks' values in the order of ranks, element by element, half and bfloat16 in float and
 ///   rounded once. So results are bitwise the same on all ranks, and for any size, layout or timing.
