@@ -2,22 +2,29 @@
 // The program as its user meets it: the strategies agree, a comparison writes what it says, and misuse ends in a
 // sentence.
 #include <doctest/doctest.h>
+#include <poll.h>
+#include <signal.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <cstdio>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <random>
 #include <string>
 #include <vector>
 
 #include "support/process.hpp"
 #include "support/temporary_folder.hpp"
 
+using pardl::testing::descendants;
 using pardl::testing::Ended;
 using pardl::testing::Process;
 using pardl::testing::read_text;
 using pardl::testing::TemporaryFolder;
+using pardl::testing::Watch;
 
 namespace {
 
@@ -35,6 +42,13 @@ nlohmann::json summary_of(std::vector<std::string> more) {
   auto const ended = run(std::move(more));
   REQUIRE_MESSAGE(ended.code == 0, ended.err);
   return nlohmann::json::parse(std::ifstream(file));
+}
+
+/// The ranks of a launcher, in their order, without the process that serves the store.
+std::vector<pid_t> ranks_among(std::vector<pid_t> all) {
+  std::sort(all.begin(), all.end());
+  all.erase(all.begin());
+  return all;
 }
 
 void refuses(std::vector<std::string> const& more, std::string const& sentence) {
@@ -79,6 +93,61 @@ TEST_CASE("a stale parameter server trains, too") {
                                    "96", "--batch-size", "16", "--epochs", "2"});
   CHECK(summary["staleness"] == 2);
   CHECK(summary["epochs"].size() == 2);
+}
+
+TEST_CASE("any rank of any strategy killed at any moment: all end with its name, or a worker is missed and no more") {
+  auto const seed = std::random_device()();
+  std::printf("seed %u\n", seed);
+  CAPTURE(seed);
+  std::mt19937 draws(seed);
+  struct Way {
+    std::string strategy, backend;
+    bool keep_going;
+  };
+  for (auto const& [strategy, backend, keep_going] : std::vector<Way>{{"ddp", "shm", false},
+                                                                      {"ring_all_reduce", "shm", false},
+                                                                      {"param_server", "shm", false},
+                                                                      {"param_server", "shm", true},
+                                                                      {"ddp", "gloo", false},
+                                                                      {"ring_all_reduce", "gloo", false},
+                                                                      {"param_server", "gloo", true}}) {
+    CAPTURE(strategy);
+    CAPTURE(backend);
+    CAPTURE(keep_going);
+    TemporaryFolder const folder, left;
+    auto const summary = folder / "summary.json";
+    std::vector<std::string> words{"--strategy",    strategy, "--nproc",      "3",  "--backend", backend,
+                                   "--epochs",      "20",     "--batch-size", "48", "--summary", summary.string(),
+                                   "--limit-train", "960"};
+    if (keep_going) words.push_back("--keep-going");
+    Process process(command(words), {.variables = {{"TMPDIR", left.path().string()}}});
+    bool const training = draws() % 2 == 0;
+    REQUIRE(process.wait_for(training ? "Epoch 1/" : "Strategy: "));
+    ::poll(nullptr, 0, static_cast<int>(draws() % 100));  // the random moment; nothing is waited for
+    auto const all = descendants(process.pid());
+    auto const ranks = ranks_among(all);
+    REQUIRE(ranks.size() == 3);
+    Watch const watch(all);
+    auto const victim = draws() % 3;
+    CAPTURE(victim);
+    ::kill(ranks[victim], SIGKILL);
+    auto const ended = process.wait();
+    CHECK(ended.in_time);
+    CHECK(watch.all_end());
+    CHECK(std::filesystem::is_empty(left.path()));
+    std::string const name = "rank " + std::to_string(victim);
+    // The parameter server begins a little after the line on the strategy; a death before that ends all.
+    bool const may_go_on = keep_going && victim != 0;
+    if (may_go_on && (training || ended.code == 0)) {
+      CHECK_MESSAGE(ended.code == 0, ended.err);
+      CHECK_MESSAGE(ended.err.find("worker " + name + " was lost after ") != std::string::npos, ended.err);
+      CHECK(nlohmann::json::parse(std::ifstream(summary))["epochs"].size() == 20);
+    } else {
+      CHECK_MESSAGE(ended.code != 0, ended.err);
+      CHECK_MESSAGE(ended.err.find(name + (may_go_on ? "" : "/3 failed first")) != std::string::npos, ended.err);
+      CHECK_FALSE(std::filesystem::exists(summary));
+    }
+  }
 }
 
 TEST_CASE("a comparison writes table, pictures and a report whose figures are the table's") {

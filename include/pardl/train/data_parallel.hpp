@@ -54,9 +54,9 @@
 #include "pardl/train/data_parallel_options.hpp"
 #include "pardl/train/detail/data_parallel_engine.hpp"
 #include "pardl/train/detail/scatter_gather.hpp"
+#include "pardl/train/detail/wrapped_module.hpp"
 #include "pardl/train/for_each_tensor.hpp"
 #include "pardl/train/module_like.hpp"
-#include "pardl/train/state_dict.hpp"
 #include "pardl/version.hpp"
 
 namespace pardl::inline PARDL_ABI {
@@ -80,27 +80,29 @@ inline constexpr bool may_clone = std::derived_from<T, torch::nn::Module> && !re
 /// buffers and parameters to each device but the first; small tensors in one copy for each dtype. Backward: one copy
 /// and one addition of each gradient for each of these.
 template <class M>
-class DataParallel {
+class DataParallel : public detail::WrappedModule<M> {
   static_assert(module_like<M>,
                 "pardl::DataParallel needs a module: a torch::nn::Module, or a shared_ptr or a holder of one.");
   static_assert(!module_like<M> || detail::may_clone<detail::contained_t<M>>,
                 "pardl::DataParallel copies the module to each device by its clone(): derive the class and its parts "
                 "from torch::nn::Cloneable, and register parameters, buffers and submodules in reset().");
-  static constexpr bool handle = detail::is_module_handle<M>;
-  using Module = detail::contained_t<M>;
+  using Wrapped = detail::WrappedModule<M>;
 
  public:
+  using typename Wrapped::Module;
+  using Wrapped::module;
+
   /// \param devices  the first has the module; the CPU may stand several times, for as many replicas.
   /// \throws ConfigError where the list is empty or names a GPU twice, where a parameter or buffer is not on the first
   /// device, or where clone() does not give a deep copy of the same structure.
   template <class U>
     requires std::same_as<std::remove_cvref_t<U>, M>
-  DataParallel(U&& module, std::vector<torch::Device> devices, DataParallelOptions options = {})
-      : module_(keep(std::forward<U>(module))) {
-    static_assert(handle || std::is_lvalue_reference_v<U>,
+  DataParallel(U&& net, std::vector<torch::Device> devices, DataParallelOptions options = {})
+      : Wrapped(std::in_place, std::forward<U>(net)) {
+    static_assert(Wrapped::template outlives<U>,
                   "pardl::DataParallel would outlive this temporary module; keep the module in a variable, or pass a "
                   "shared_ptr or a holder.");
-    engine_ = std::make_unique<detail::DataParallelEngine>(this->module(), std::move(devices), options);
+    engine_ = std::make_unique<detail::DataParallelEngine>(module(), std::move(devices), options);
   }
 
   /// What the module's own forward returns: its tensors gathered along their first dimension on the first device,
@@ -147,55 +149,16 @@ class DataParallel {
   /// \throws ConfigError as the constructor.
   void replicate() { engine_->replicate(); }
 
-  /// The module itself, which has all parameters, buffers and gradients: for its members, and for evaluation.
-  [[nodiscard]] Module& module() noexcept {
-    if constexpr (handle)
-      return detail::contained(module_);
-    else
-      return *module_;
-  }
-  [[nodiscard]] Module* operator->() noexcept { return &module(); }
   [[nodiscard]] std::vector<torch::Device> const& devices() const noexcept { return engine_->devices(); }
   [[nodiscard]] DataParallelOptions const& options() const noexcept { return engine_->options(); }
 
-  [[nodiscard]] auto parameters() { return module().parameters(); }
-  [[nodiscard]] auto named_parameters() { return module().named_parameters(); }
-  [[nodiscard]] auto buffers() { return module().buffers(); }
-  [[nodiscard]] auto named_buffers() { return module().named_buffers(); }
-  void train(bool on = true) {
-    if (on)
-      module().train();
-    else
-      module().eval();
-  }
-  void eval() { module().eval(); }
-  [[nodiscard]] bool is_training() { return module().is_training(); }
-  /// Forgets all gradients. Python: zero_grad(set_to_none=True).
-  void zero_grad() {
-    for (auto& parameter : parameters()) torch::Tensor(parameter).mutable_grad() = torch::Tensor();
-  }
-
-  /// Parameters and buffers by name, without a prefix: they are the module's.
-  [[nodiscard]] StateDict state_dict() { return pardl::state_dict(module()); }
-  /// \throws CheckpointError that names the first key that does not fit.
-  void load_state_dict(StateDict const& state) { pardl::load_state_dict(module(), state); }
-
  private:
-  template <class U>
-  static auto keep(U&& module) {
-    if constexpr (handle)
-      return M(std::forward<U>(module));
-    else
-      return &module;
-  }
-
   static Module& typed(torch::nn::Module& replica) {
     if (auto* const module = dynamic_cast<Module*>(&replica)) return *module;
     throw ConfigError(
         sentence("train", "the module's clone() gave a module of another class", "let clone() return its own class"));
   }
 
-  std::conditional_t<handle, M, Module*> module_;
   std::unique_ptr<detail::DataParallelEngine> engine_{};
 };
 

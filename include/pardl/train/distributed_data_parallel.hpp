@@ -37,10 +37,10 @@
 #include "pardl/train/comm_hooks.hpp"
 #include "pardl/train/detail/ddp_engine.hpp"
 #include "pardl/train/detail/join.hpp"
+#include "pardl/train/detail/wrapped_module.hpp"
 #include "pardl/train/distributed_data_parallel_options.hpp"
 #include "pardl/train/for_each_tensor.hpp"
 #include "pardl/train/module_like.hpp"
-#include "pardl/train/state_dict.hpp"
 #include "pardl/version.hpp"
 
 namespace pardl::inline PARDL_ABI {
@@ -64,31 +64,34 @@ class [[nodiscard("no_sync() lasts as long as the guard it returns")]] NoSync {
 }  // namespace detail
 
 /// A module whose gradients are averaged over ranks. `M` is what it was given: a holder or a shared_ptr, of which it
-/// keeps a copy, or a plain module, which it refers to and which must outlive it.
+/// keeps a copy, or a plain module, which it refers to and which must outlive it. What it shows of the module is in its
+/// base: module(), ->, parameters(), train(), zero_grad(), state_dict() and the like.
 ///
 /// \cost construction: two small all-gathers and a broadcast of the model. Forward: a broadcast of the buffers, where
 /// there are any. Backward: one all-reduce of every gradient, in buckets, overlapped with the computation.
 template <class M>
-class DistributedDataParallel {
+class DistributedDataParallel : public detail::WrappedModule<M> {
   static_assert(module_like<M>,
                 "pardl::DistributedDataParallel needs a module: a torch::nn::Module, a shared_ptr or a holder of one, "
                 "or a class with parameters(), named_parameters(), buffers(), named_buffers(), train(), eval() and "
                 "is_training().");
-  static constexpr bool handle = detail::is_module_handle<M>;
-  using Module = detail::contained_t<M>;
+  using Wrapped = detail::WrappedModule<M>;
 
  public:
+  using typename Wrapped::Module;
+  using Wrapped::module;
+
   /// Every rank must call it, with the same model and options; afterwards all hold rank 0's parameters and buffers.
   /// Put the module on `world.device()`, and into channels_last, before.
   /// \throws ConfigError, on all ranks together, where models or options differ or cannot be trained.
   template <class U>
     requires std::same_as<std::remove_cvref_t<U>, M>
-  explicit DistributedDataParallel(U&& module, ProcessGroup world, DistributedDataParallelOptions options = {})
-      : module_(keep(std::forward<U>(module))) {
-    static_assert(handle || std::is_lvalue_reference_v<U>,
+  explicit DistributedDataParallel(U&& net, ProcessGroup world, DistributedDataParallelOptions options = {})
+      : Wrapped(std::in_place, std::forward<U>(net)) {
+    static_assert(Wrapped::template outlives<U>,
                   "pardl::DistributedDataParallel would outlive this temporary module; keep the module in a variable, "
                   "or pass a shared_ptr or a holder.");
-    Module* const contained = &this->module();
+    Module* const contained = &module();
     detail::ModuleView view{.parameters = detail::all_parameters(*contained),
                             .buffers = [contained] { return detail::all_buffers(*contained); }};
     engine_ = std::make_shared<detail::DdpEngine>(std::move(view), std::move(world), std::move(options));
@@ -134,38 +137,8 @@ class DistributedDataParallel {
     return forward(std::forward<Args>(args)...);
   }
 
-  /// The module itself: for evaluation, which must not meet other ranks, and for its members.
-  [[nodiscard]] Module& module() noexcept {
-    if constexpr (handle)
-      return detail::contained(module_);
-    else
-      return *module_;
-  }
-  [[nodiscard]] Module* operator->() noexcept { return &module(); }
   [[nodiscard]] ProcessGroup const& world() const noexcept { return engine_->world(); }
   [[nodiscard]] DistributedDataParallelOptions const& options() const noexcept { return engine_->options(); }
-
-  [[nodiscard]] auto parameters() { return module().parameters(); }
-  [[nodiscard]] auto named_parameters() { return module().named_parameters(); }
-  [[nodiscard]] auto buffers() { return module().buffers(); }
-  [[nodiscard]] auto named_buffers() { return module().named_buffers(); }
-  void train(bool on = true) {
-    if (on)
-      module().train();
-    else
-      module().eval();
-  }
-  void eval() { module().eval(); }
-  [[nodiscard]] bool is_training() { return module().is_training(); }
-  /// Forgets all gradients. Python: zero_grad(set_to_none=True).
-  void zero_grad() {
-    for (auto& parameter : parameters()) torch::Tensor(parameter).mutable_grad() = torch::Tensor();
-  }
-
-  /// Parameters and buffers by name, without a prefix: `load_state_dict` of the bare module reads them.
-  [[nodiscard]] StateDict state_dict() { return pardl::state_dict(module()); }
-  /// \throws CheckpointError that names the first key that does not fit. Give every rank the same state.
-  void load_state_dict(StateDict const& state) { pardl::load_state_dict(module(), state); }
 
   /// Until the guard goes, gradients add up on each rank alone; the first backward of a forward after that reduces the
   /// sum. The forward must be inside: `{ auto alone = model.no_sync(); loss(model(x)).backward(); }`
@@ -201,15 +174,6 @@ class DistributedDataParallel {
   [[nodiscard]] c10d::Reducer& reducer() noexcept { return engine_->reducer(); }
 
  private:
-  template <class U>
-  static auto keep(U&& module) {
-    if constexpr (handle)
-      return M(std::forward<U>(module));
-    else
-      return &module;
-  }
-
-  std::conditional_t<handle, M, Module*> module_;
   std::shared_ptr<detail::DdpEngine> engine_;
 };
 

@@ -66,10 +66,10 @@
 #include "pardl/train/detail/ps_server.hpp"
 #include "pardl/train/detail/ps_start.hpp"
 #include "pardl/train/detail/ps_worker.hpp"
+#include "pardl/train/detail/wrapped_module.hpp"
 #include "pardl/train/module_like.hpp"
 #include "pardl/train/optimizer.hpp"
 #include "pardl/train/parameter_server_options.hpp"
-#include "pardl/train/state_dict.hpp"
 #include "pardl/version.hpp"
 
 namespace pardl::inline PARDL_ABI {
@@ -99,7 +99,7 @@ struct MadeOptimizer<Make> {
 /// version that a slow worker still reads. The server runs a thread for each worker. Messages lie in host memory, so a
 /// model on a GPU is copied there and back.
 template <class M, class O>
-class ParameterServer {
+class ParameterServer : detail::WrappedModule<M> {
   static_assert(module_like<M>,
                 "pardl::ParameterServer needs a module: a torch::nn::Module, a shared_ptr or a holder of one, or a "
                 "class with parameters(), named_parameters(), buffers(), named_buffers(), train(), eval() and "
@@ -107,10 +107,15 @@ class ParameterServer {
   static_assert(pardl::optimizer<O>,
                 "pardl::ParameterServer needs a function that takes std::vector<torch::Tensor>, the parameters, and "
                 "returns an optimizer: [](auto params) { return pardl::optim::SGD(params, {.lr = 0.1}); }.");
-  static constexpr bool handle = detail::is_module_handle<M>;
-  using Module = detail::contained_t<M>;
+  using Wrapped = detail::WrappedModule<M>;
 
  public:
+  using typename Wrapped::Module;
+  using Wrapped::module;
+  using Wrapped::zero_grad;
+  /// To resume, load it into the server's module before construction, and the optimizer's state before serve().
+  using Wrapped::state_dict;
+
   /// Every rank must call it, with the same model and options; afterwards all hold the server's parameters and buffers.
   /// A rank that dies in here ends all.
   /// \param make_optimizer  called on the server only, with the parameters that require gradients.
@@ -118,12 +123,12 @@ class ParameterServer {
   /// \throws ConfigError, on all ranks together, where models or options differ or cannot work.
   template <class U, class Make>
     requires std::same_as<std::remove_cvref_t<U>, M>
-  ParameterServer(U&& module, ProcessGroup world, Make&& make_optimizer, ParameterServerOptions options = {})
-      : module_(keep(std::forward<U>(module))), world_(std::move(world)), options_(options) {
-    static_assert(handle || std::is_lvalue_reference_v<U>,
+  ParameterServer(U&& net, ProcessGroup world, Make&& make_optimizer, ParameterServerOptions options = {})
+      : Wrapped(std::in_place, std::forward<U>(net)), world_(std::move(world)), options_(options) {
+    static_assert(Wrapped::template outlives<U>,
                   "pardl::ParameterServer would outlive this temporary module; keep the module in a variable, or pass "
                   "a shared_ptr or a holder.");
-    Module* const contained = &this->module();
+    Module* const contained = &module();
     auto start = detail::ps::start(world_, options_, detail::all_parameters(*contained),
                                    [contained] { return detail::all_buffers(*contained); });
     if (is_server()) {
@@ -198,30 +203,10 @@ class ParameterServer {
   /// Steps that this worker has made. Workers only.
   [[nodiscard]] std::int64_t clock() const { return as_worker("clock()").clock(); }
 
-  [[nodiscard]] Module& module() noexcept {
-    if constexpr (handle)
-      return detail::contained(module_);
-    else
-      return *module_;
-  }
   [[nodiscard]] ProcessGroup const& world() const noexcept { return world_; }
   [[nodiscard]] ParameterServerOptions const& options() const noexcept { return options_; }
-  /// Forgets all gradients. Python: zero_grad(set_to_none=True).
-  void zero_grad() {
-    for (auto& parameter : module().parameters()) torch::Tensor(parameter).mutable_grad() = torch::Tensor();
-  }
-  /// Parameters and buffers by name. To resume, load them into the server's module before construction, and the
-  /// optimizer's state before serve().
-  [[nodiscard]] StateDict state_dict() { return pardl::state_dict(module()); }
 
  private:
-  template <class U>
-  static auto keep(U&& module) {
-    if constexpr (handle)
-      return M(std::forward<U>(module));
-    else
-      return &module;
-  }
   [[noreturn]] void refuse(char const* what, char const* where) const {
     throw ConfigError(sentence(
         detail::ps::room, world_.rank(), world_.size(),
@@ -237,7 +222,6 @@ class ParameterServer {
     return *worker_;
   }
 
-  std::conditional_t<handle, M, Module*> module_;
   ProcessGroup world_;
   ParameterServerOptions options_;
   std::unique_ptr<O> optimizer_;                ///< on the server
