@@ -10,7 +10,6 @@
 
 #include <chrono>
 #include <cstdint>
-#include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 #include <random>
@@ -20,6 +19,7 @@
 
 #include "pardl/comm/backend/shm.hpp"
 #include "support/process.hpp"
+#include "support/seed.hpp"
 #include "support/temporary_folder.hpp"
 
 // Last: LibTorch's logging has a CHECK of its own.
@@ -119,8 +119,7 @@ std::size_t left_behind() {
 }  // namespace
 
 TEST_CASE("a rank killed at any moment is named by the others within their time, 200 times, and nothing is left") {
-  auto const seed = std::random_device()();
-  std::printf("seed %u\n", seed);
+  auto const seed = pardl::testing::draw_seed();
   CAPTURE(seed);
   std::mt19937 draws(seed);
   auto const before = left_behind();

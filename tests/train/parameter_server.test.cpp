@@ -5,7 +5,6 @@
 
 #include <atomic>
 #include <cstdint>
-#include <cstdio>
 #include <latch>
 #include <memory>
 #include <mutex>
@@ -17,6 +16,7 @@
 #include "pardl/comm/collectives.hpp"
 #include "pardl/data/distributed_sampler.hpp"
 #include "support/ranks.hpp"
+#include "support/seed.hpp"
 
 // Last: LibTorch's logging has a CHECK of its own.
 #include <doctest/doctest.h>
@@ -81,8 +81,7 @@ void check_against_replay(std::vector<int> const& steps, Options const& options,
 }  // namespace
 
 TEST_CASE("synchronous: every rank ends with the bits of the same sums made in one process") {
-  auto const seed = std::random_device()();
-  std::printf("seed %u\n", seed);
+  auto const seed = pardl::testing::draw_seed();
   CAPTURE(seed);
   for (std::string const backend : {"gloo", "shm"}) {
     CAPTURE(backend);
@@ -109,8 +108,7 @@ TEST_CASE("a world of two: one worker's training is training alone, bit for bit"
 }
 
 TEST_CASE("bounded staleness: the result is what the versions that were used say, and they keep the bound") {
-  auto const seed = std::random_device()();
-  std::printf("seed %u\n", seed);
+  auto const seed = pardl::testing::draw_seed();
   CAPTURE(seed);
   for (std::string const backend : {"gloo", "shm"}) {
     CAPTURE(backend);
@@ -120,8 +118,7 @@ TEST_CASE("bounded staleness: the result is what the versions that were used say
 }
 
 TEST_CASE("uneven data: who is done is no longer waited for, whatever the staleness") {
-  auto const seed = std::random_device()();
-  std::printf("seed %u\n", seed);
+  auto const seed = pardl::testing::draw_seed();
   CAPTURE(seed);
   check_against_replay({2, 7, 4}, {}, "gloo", seed);
   check_against_replay({0, 3}, {}, "shm", seed);

@@ -26,6 +26,7 @@
 #include "pardl/train/optim.hpp"
 #include "pardl/train/parameter_server.hpp"
 #include "support/process.hpp"
+#include "support/seed.hpp"
 #include "support/temporary_folder.hpp"
 
 // Last: LibTorch's logging has a CHECK of its own.
@@ -195,8 +196,7 @@ void kill_one(Job const& job, int victim, int signal, int moment_ms) {
 }  // namespace
 
 TEST_CASE("any rank killed at any moment: named, and the others go on or end, as the options say") {
-  auto const seed = std::random_device()();
-  std::printf("seed %u\n", seed);
+  auto const seed = pardl::testing::draw_seed();
   CAPTURE(seed);
   std::mt19937 draws(seed);
   TemporaryFolder const folder;
@@ -217,8 +217,7 @@ TEST_CASE("any rank killed at any moment: named, and the others go on or end, as
 }
 
 TEST_CASE("a rank killed while the others begin, or just when they have: an error, or the loss of a worker") {
-  auto const seed = std::random_device()();
-  std::printf("seed %u\n", seed);
+  auto const seed = pardl::testing::draw_seed();
   CAPTURE(seed);
   std::mt19937 draws(seed);
   TemporaryFolder const folder;
