@@ -23,12 +23,6 @@ namespace hooks = pardl::comm_hooks;
 
 namespace {
 
-/// Compresses from the third call on, so two go before it.
-template <class Hook>
-void warm_up(Heap const& heap, Hook& hook, ProcessGroup const& world) {
-  for (int s = 0; s < 2; ++s) (void)heap.reduced(hook, world, heap.random_gradients(1));
-}
-
 std::uint64_t seed_of(int rank, int step) { return static_cast<std::uint64_t>(100 + 1000 * step + 50 * rank); }
 
 /// The mean over ranks of gradient i.

@@ -26,10 +26,6 @@ namespace hooks = pardl::comm_hooks;
 
 namespace {
 
-void warm_up(Heap const& heap, hooks::PowerSgd& hook, ProcessGroup const& world) {
-  for (int s = 0; s < 2; ++s) (void)heap.reduced(hook, world, heap.random_gradients(1));
-}
-
 /// Trains from step `first` to `last`.
 void train(DistributedDataParallel<Mlp>& model, int first, int last) {
   for (int s = first; s < last; ++s) {

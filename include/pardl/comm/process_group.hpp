@@ -79,6 +79,13 @@ class ProcessGroup {
     if (size() > 1) detail::translated([&] { c10d()->getDefaultBackend()->setTimeout(limit); });
     state_->timeout = limit;
   }
+  /// Whether a backend of the group reads tensors there; a group of a kind that does not say is believed to.
+  [[nodiscard]] bool serves(torch::DeviceType kind) const {
+    auto const has = [kind](auto const& kinds) { return std::find(kinds.begin(), kinds.end(), kind) != kinds.end(); };
+    if (has(state_->served)) return true;
+    auto const now = detail::served_by(*c10d());  // an adopted group may have been given a backend since
+    return now.empty() || has(now);
+  }
   /// The group, for anything of LibTorch that takes one.
   [[nodiscard]] c10::intrusive_ptr<c10d::ProcessGroup> const& c10d() const noexcept { return state_->group; }
 
@@ -162,6 +169,7 @@ class ProcessGroup {
       ours = true;
       group = std::move(made.group);
       line = std::move(made.line);
+      served = detail::served_by(*group);
       places_known = true;
       place(std::move(hosts_));
     }
@@ -174,6 +182,7 @@ class ProcessGroup {
       backend = detail::backend_name(*group);
       timeout = detail::backend_timeout(*group);
       store = group->getStore();
+      served = detail::served_by(*group);
       place(std::vector<int>(static_cast<std::size_t>(size), 0));
     }
     State(State const&) = delete;
@@ -206,7 +215,8 @@ class ProcessGroup {
     detail::Lifeline line;  ///< empty: a world of one, or an adopted group
     torch::Device device = torch::kCPU;
     std::string backend;
-    bool named = true;  ///< the user has chosen it
+    std::vector<torch::DeviceType> served;  ///< by a backend; c10d makes a list anew whenever it is asked
+    bool named = true;                      ///< the user has chosen it
     int rank = 0, size = 1;
     std::chrono::milliseconds timeout{600'000};
     std::string address;  ///< of this host, for connections to other hosts

@@ -6,7 +6,6 @@
 #include <c10/core/ScalarType.h>
 #include <torch/types.h>
 
-#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -45,9 +44,7 @@ inline void check_tensor(ProcessGroup const& world, char const* op, torch::Tenso
         world, op,
         std::string(name) + " is on " + tensor.device().str() + ", NCCL moves tensors on " + world.device().str(),
         "move it there with tensor.to(world.device())");
-  auto const served = world.c10d()->getDeviceTypes();  // none: a group of a kind that does not say
-  if (!served.empty() && std::none_of(served.begin(), served.end(),
-                                      [&](c10::Device device) { return device.type() == tensor.device().type(); }))
+  if (!world.serves(tensor.device().type()))
     refuse_argument(world, op,
                     std::string(name) + " is on " + tensor.device().str() + ", which the backend " +
                         std::string(world.backend()) + " cannot read",

@@ -12,6 +12,7 @@
 #include <optional>
 #include <string>
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
+#include <vector>
 
 #include "pardl/comm/detail/make_backend.hpp"
 #include "pardl/policy/error.hpp"
@@ -67,6 +68,13 @@ inline std::string backend_name(c10d::ProcessGroup& group) {
   } catch (c10::Error const&) {  // a ProcessGroup of a kind without backends
     return group.getBackendName();
   }
+}
+
+/// The kinds of devices whose tensors a backend of the group reads; none where a group of another kind does not say.
+inline std::vector<torch::DeviceType> served_by(c10d::ProcessGroup const& group) {
+  std::vector<torch::DeviceType> kinds;
+  for (auto const device : group.getDeviceTypes()) kinds.push_back(device.type());
+  return kinds;
 }
 
 /// The timeout of a group that others made; c10d's default where it does not say.

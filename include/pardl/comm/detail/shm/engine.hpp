@@ -7,6 +7,7 @@
 #pragma once
 
 #include <c10/core/ScalarType.h>
+#include <c10/util/SmallVector.h>
 #include <c10/util/accumulate.h>
 
 #include <algorithm>
@@ -23,7 +24,6 @@
 #include <string>
 #include <thread>
 #include <utility>
-#include <vector>
 
 #include "pardl/comm/detail/post_mortem.hpp"
 #include "pardl/comm/detail/shm/board.hpp"
@@ -97,7 +97,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   bool drive() {
     std::unique_lock lock(mutex_, std::try_to_lock);
     if (!lock) return false;
-    std::vector<Ended> ended;
+    Ended ended;
     bool const moved = step(ended);
     lock.unlock();
     finish(ended);
@@ -182,7 +182,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
       };
       while (!verdict_.given() && !idle() && Clock::now() < until)
         if (!drive()) doze(idle);
-      std::vector<Ended> ended;
+      Ended ended;
       {
         std::lock_guard const lock(mutex_);
         if (ended_) return;
@@ -210,10 +210,11 @@ class Engine : public std::enable_shared_from_this<Engine> {
   [[nodiscard]] bool chains_block() const noexcept { return plan_.progress != Progress::thread; }
 
  private:
-  struct Ended {
+  struct EndedWork {
     WorkHandle work;
     std::exception_ptr error;
   };
+  using Ended = c10::SmallVector<EndedWork, 2>;
 
   [[nodiscard]] Seat& seat() const noexcept { return ground_.seat(static_cast<std::size_t>(plan_.rank)); }
 
@@ -221,20 +222,21 @@ class Engine : public std::enable_shared_from_this<Engine> {
 
   /// Of a group that has failed, what had come before that is still carried out: another rank may have gone on from an
   /// operation, then failed, before this one has looked at it.
-  bool step(std::vector<Ended>& ended) {
+  bool step(Ended& ended) {
     bool const failed = verdict_.given();
     bool const moved = move_on(ended);
     if (!failed || (queue_.empty() && letters_.empty())) return moved;
     end_all(ended);
     return true;
   }
-  bool move_on(std::vector<Ended>& ended) {
+  bool move_on(Ended& ended) {
     bool moved = mail_.advance();
-    std::erase_if(letters_, [&](WorkHandle const& letter) {  // also one that had come before it was asked for
-      if (!letter->message->over) return false;
-      ended.push_back({letter, nullptr});
-      return moved = true;
-    });
+    if (!letters_.empty())
+      std::erase_if(letters_, [&](WorkHandle const& letter) {  // also one that had come before it was asked for
+        if (!letter->message->over) return false;
+        ended.push_back({letter, nullptr});
+        return moved = true;
+      });
     if (!mail_.odd().empty()) return fail_odd(letters_.empty() ? nullptr : letters_.front().get(), mail_.odd(), ended);
     while (!queue_.empty()) {
       auto& work = *queue_.front();
@@ -253,13 +255,13 @@ class Engine : public std::enable_shared_from_this<Engine> {
     return moved;
   }
 
-  bool fail_odd(ShmWork* origin, std::string const& what, std::vector<Ended>& ended) {
+  bool fail_odd(ShmWork* origin, std::string const& what, Ended& ended) {
     verdict_.give("failed: " + what, false, origin ? &origin->stamp : nullptr);
     end_all(ended);
     return true;
   }
 
-  void end_all(std::vector<Ended>& ended) {
+  void end_all(Ended& ended) {
     for (auto* list : {&queue_, &letters_})
       for (auto& work : *list) ended.push_back({work, verdict_.error_of(&work->stamp)});
     queue_.clear();
@@ -271,7 +273,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
 
   void fail_late(ShmWork& work) { verdict_.give("timed out after " + in_words(work.stamp.timeout), true, &work.stamp); }
 
-  void finish(std::vector<Ended>& ended) {
+  void finish(Ended& ended) {
     if (ended.empty()) return;
     for (auto& each : ended) each.work->end(std::move(each.error));
     ground_.board().bell.ring();  // for threads of this rank that wait for one of them

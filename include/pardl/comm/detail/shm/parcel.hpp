@@ -12,6 +12,7 @@
 
 #include "pardl/comm/detail/shm/reduce.hpp"
 #include "pardl/comm/detail/shm/row.hpp"
+#include "pardl/comm/detail/shm/work.hpp"
 #include "pardl/comm/detail/stamp.hpp"
 #include "pardl/version.hpp"
 
@@ -28,11 +29,11 @@ class Parcel {
 
   /// The bytes of these tensors, in their order. What is not contiguous or not on the CPU goes by way of a copy.
   Row row(std::vector<at::Tensor> const& tensors, bool reads, bool writes) {
-    torch::NoGradGuard const no_grad;
     Row row;
     for (auto const& tensor : tensors) {
       auto plain = tensor;
       if (!plain.is_cpu() || !plain.is_contiguous()) {
+        torch::NoGradGuard const no_grad;
         plain = reads ? tensor.detach().to(torch::kCPU, /*non_blocking=*/false, /*copy=*/true).contiguous()
                       : torch::empty(tensor.sizes(), tensor.options().device(torch::kCPU).requires_grad(false));
         if (writes) back_.emplace_back(tensor.detach(), plain);
@@ -57,7 +58,7 @@ class Parcel {
     divisor_ = by;
   }
 
-  [[nodiscard]] std::vector<at::Tensor> kept() && { return std::move(kept_); }
+  [[nodiscard]] Kept kept() && { return std::move(kept_); }
   /// Null where nothing is left to do.
   [[nodiscard]] std::function<void()> finish() {
     if (back_.empty() && divided_.empty()) return nullptr;
@@ -69,7 +70,8 @@ class Parcel {
   }
 
  private:
-  std::vector<at::Tensor> kept_, divided_;
+  Kept kept_;
+  std::vector<at::Tensor> divided_;
   std::vector<std::pair<at::Tensor, at::Tensor>> back_;
   int divisor_ = 1;
 };

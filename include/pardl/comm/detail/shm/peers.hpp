@@ -66,6 +66,23 @@ inline bool readable(int descriptor, Deadline deadline) {
       sentence("comm", rank, static_cast<int>(size), what, "see what the other ranks say, or name the backend gloo"));
 }
 
+/// A message of one byte and one file descriptor, to be sent or to be filled.
+struct DescriptorLetter {
+  char byte = 1;
+  ::iovec data{&byte, 1};
+  alignas(::cmsghdr) char room[CMSG_SPACE(sizeof(int))] = {};
+  ::msghdr message{};
+
+  DescriptorLetter() {
+    message.msg_iov = &data;
+    message.msg_iovlen = 1;
+    message.msg_control = room;
+    message.msg_controllen = sizeof room;
+  }
+  DescriptorLetter(DescriptorLetter const&) = delete;  // the message points into it
+  DescriptorLetter& operator=(DescriptorLetter const&) = delete;
+};
+
 /// Rank 0's door.
 class Door {
  public:
@@ -124,20 +141,13 @@ class Door {
 
  private:
   static bool give(int to, int descriptor) {
-    char byte = 1;
-    ::iovec data{&byte, 1};
-    alignas(::cmsghdr) char room[CMSG_SPACE(sizeof(int))] = {};
-    ::msghdr message{};
-    message.msg_iov = &data;
-    message.msg_iovlen = 1;
-    message.msg_control = room;
-    message.msg_controllen = sizeof room;
-    auto* const header = CMSG_FIRSTHDR(&message);
+    DescriptorLetter letter;
+    auto* const header = CMSG_FIRSTHDR(&letter.message);
     header->cmsg_level = SOL_SOCKET;
     header->cmsg_type = SCM_RIGHTS;
     header->cmsg_len = CMSG_LEN(sizeof(int));
     std::memcpy(CMSG_DATA(header), &descriptor, sizeof descriptor);
-    return ::sendmsg(to, &message, MSG_NOSIGNAL) == 1;
+    return ::sendmsg(to, &letter.message, MSG_NOSIGNAL) == 1;
   }
 
   std::size_t size_;
@@ -164,17 +174,10 @@ inline std::pair<io::FileDescriptor, io::FileDescriptor> visit(std::vector<std::
   if (!host || ::connect(host.get(), reinterpret_cast<::sockaddr*>(&address), length) != 0 ||
       ::send(host.get(), &hello, sizeof hello, MSG_NOSIGNAL) != sizeof hello)
     refuse_meeting(rank, size, "rank 0 cannot be reached for its shared memory: " + io::reason_of(errno));
-  char byte = 0;
-  ::iovec data{&byte, 1};
-  alignas(::cmsghdr) char room[CMSG_SPACE(sizeof(int))] = {};
-  ::msghdr message{};
-  message.msg_iov = &data;
-  message.msg_iovlen = 1;
-  message.msg_control = room;
-  message.msg_controllen = sizeof room;
+  DescriptorLetter letter;
   ::cmsghdr* header = nullptr;
-  if (!readable(host.get(), deadline) || ::recvmsg(host.get(), &message, MSG_CMSG_CLOEXEC) != 1 ||
-      (header = CMSG_FIRSTHDR(&message)) == nullptr || header->cmsg_type != SCM_RIGHTS ||
+  if (!readable(host.get(), deadline) || ::recvmsg(host.get(), &letter.message, MSG_CMSG_CLOEXEC) != 1 ||
+      (header = CMSG_FIRSTHDR(&letter.message)) == nullptr || header->cmsg_type != SCM_RIGHTS ||
       header->cmsg_len != CMSG_LEN(sizeof(int)))
     refuse_meeting(rank, size, "rank 0 has not handed over its shared memory");
   int descriptor = -1;

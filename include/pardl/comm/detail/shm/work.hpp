@@ -4,6 +4,7 @@
 #pragma once
 
 #include <ATen/core/ivalue.h>
+#include <c10/util/SmallVector.h>
 #include <torch/types.h>
 
 #include <atomic>
@@ -27,6 +28,7 @@ namespace pardl::inline PARDL_ABI::detail::shm {
 
 using Clock = std::chrono::steady_clock;
 class Engine;
+using Kept = c10::SmallVector<at::Tensor, 2>;
 
 /// An operation under way: the caller's handle, and all that the engine knows of it.
 class ShmWork final : public c10d::Work {
@@ -44,7 +46,7 @@ class ShmWork final : public c10d::Work {
   Clock::time_point deadline{};
   std::optional<Collective> collective;
   std::shared_ptr<Message> message;
-  std::vector<at::Tensor> kept;  ///< what the rows lie in
+  Kept kept;  ///< what the rows lie in
 
   [[nodiscard]] bool over() const noexcept { return over_.load(std::memory_order_seq_cst); }
   /// Once, without the engine's lock: callbacks may begin other operations.
