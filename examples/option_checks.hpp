@@ -2,10 +2,13 @@
 /// \file   What programs ask of the numbers on their command lines, in sentences a user can read.
 #pragma once
 
+#include <unistd.h>
+
 #include <CLI/CLI.hpp>
 #include <charconv>
 #include <cmath>
 #include <cstdint>
+#include <filesystem>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -37,6 +40,19 @@ inline CLI::Validator above_zero() {
         return CLI::detail::lexical_cast(text, value) && value > 0 && std::isfinite(value)
                    ? ""
                    : "\"" + text + "\" is no number above 0";
+      },
+      "");
+}
+
+/// A file that can be made where it shall be: better heard of before a training than after it.
+inline CLI::Validator can_be_written() {
+  return CLI::Validator(
+      [](std::string const& text) -> std::string {
+        auto folder = std::filesystem::path(text).parent_path();
+        if (folder.empty()) folder = ".";
+        if (std::filesystem::is_directory(text)) return "\"" + text + "\" is a folder; name a file";
+        if (::access(folder.c_str(), W_OK | X_OK) == 0) return "";
+        return "no file can be made in \"" + folder.string() + "\"; make the folder, or name another";
       },
       "");
 }

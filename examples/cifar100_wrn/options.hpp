@@ -20,6 +20,7 @@ namespace cifar100_wrn {
 
 using option_checks::above_zero;
 using option_checks::at_least;
+using option_checks::can_be_written;
 using option_checks::whole_number;
 
 /// What the user asked for; what was not given is filled in by `settle`.
@@ -106,7 +107,7 @@ inline std::optional<Options> parse(std::span<char* const> arguments, bool print
       ->check(at_least(0));
   app.add_option("--progress", options.progress, "auto: a bar on a terminal, else none")
       ->check(CLI::IsMember({"auto", "on", "off"}));
-  app.add_option("--summary", options.summary, "write the run as JSON to this file");
+  app.add_option("--summary", options.summary, "write the run as JSON to this file")->check(can_be_written());
   app.footer(std::string(pardl::launch_help));
 
   std::vector<std::string> reversed(arguments.rbegin(), arguments.rend());

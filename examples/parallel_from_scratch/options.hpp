@@ -20,6 +20,7 @@ namespace parallel_from_scratch {
 
 using option_checks::above_zero;
 using option_checks::at_least;
+using option_checks::can_be_written;
 
 /// From scratch, then what is built in for the same job.
 inline constexpr std::array<char const*, 4> strategies{"param_server", "dp", "ring_all_reduce", "ddp"};
@@ -81,11 +82,11 @@ inline std::optional<Options> parse(std::vector<std::string> arguments) {
       ->default_str("");
   app.add_option("--data", options.data, "auto: Fashion-MNIST where it is, else made images")
       ->check(CLI::IsMember({"auto", "fashion-mnist", "synthetic"}));
-  app.add_option("--data-dir", options.data_dir, "folder with Fashion-MNIST's files");
+  app.add_option("--data-dir", options.data_dir, "folder with Fashion-MNIST's files")->check(CLI::ExistingDirectory);
   app.add_option("--staleness", options.staleness, "param_server: steps that a worker may be ahead of the slowest")
       ->check(at_least(0));
   app.add_flag("--keep-going", options.keep_going, "param_server: train on without workers that die");
-  app.add_option("--summary", options.summary, "write the run as JSON to this file");
+  app.add_option("--summary", options.summary, "write the run as JSON to this file")->check(can_be_written());
   app.add_flag("--compare", options.compare, "run all strategies with several seeds and sizes, and report on them");
   auto* const seeds =
       app.add_option("--seeds", options.seeds, "with --compare: runs of each strategy")->check(at_least(2));

@@ -86,7 +86,8 @@ class Report {
     for (auto const& [scratch, built_in] : pairs) md += time_sentence(scratch, built_in);
     md += order_sentence();
     md += "\n## Growing training sets\n![seconds of an epoch over training images](scaling.svg)\n\n";
-    for (auto const* strategy : strategies) md += scaling_sentence(strategy);
+    md += "One run of each size, so without an error:\n";
+    for (auto const* strategy : strategies) md += "- " + scaling_sentence(strategy);
     return md;
   }
 

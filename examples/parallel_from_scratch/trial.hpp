@@ -149,7 +149,8 @@ class Trial {
       }
       if (device().is_cuda()) torch::cuda::synchronize();  // the host is ahead of a GPU
       pardl::barrier(world_);
-      record(std::chrono::duration<double>(Clock::now() - start).count(), pardl::evaluate(net_, test, world_));
+      double const seconds = std::chrono::duration<double>(Clock::now() - start).count();
+      record(seconds, pardl::evaluate(net_, test, world_));
     }
   }
 

@@ -18,6 +18,7 @@
 #include "pardl/comm/backend/shm.hpp"
 #include "pardl/comm/collectives.hpp"
 #include "pardl/comm/process_group.hpp"
+#include "pardl/comm/ring_all_reduce.hpp"
 #include "support/ranks.hpp"
 
 // Last: LibTorch's logging has a CHECK of its own.
@@ -183,7 +184,62 @@ TEST_CASE("tensors with gaps, on any layout, and lists of uneven size are taken 
   });
 }
 
-TEST_CASE("32 ranks on few cores, all collectives, subgroups") {
+TEST_CASE("an average of half is divided before it is rounded: once, and without overflow on the way") {
+  c10d::AllreduceOptions average;
+  average.reduceOp = c10d::ReduceOp(c10d::ReduceOp::AVG);
+  c10d::ReduceScatterOptions share;
+  share.reduceOp = average.reduceOp;
+  for (std::size_t const read_all : {std::size_t{0}, std::size_t{1} << 20})
+    bare(3, {.slot = 4 << 10, .read_all = read_all}, [&](c10d::Backend& backend, int rank) {
+      for (auto const dtype : {torch::kFloat16, torch::kBFloat16, torch::kFloat32}) {
+        auto wide = drawn(0, 9'999, dtype).to(torch::kFloat32);
+        for (int r = 1; r < 3; ++r) wide = wide + drawn(r, 9'999, dtype).to(torch::kFloat32);
+        auto const mean = (wide / 3).to(dtype);
+        Tensors t{drawn(rank, 9'999, dtype)};
+        backend.allreduce(t, average)->wait();
+        CHECK(torch::equal(t[0], mean));
+        auto in = drawn(rank, 9'999, dtype), out = torch::empty({3'333}, dtype);
+        backend._reduce_scatter_base(out, in, share)->wait();
+        CHECK(torch::equal(out, mean.narrow(0, rank * 3'333, 3'333)));
+      }
+      Tensors large{torch::full({100}, 40'000, torch::kFloat16)};
+      backend.allreduce(large, average)->wait();
+      CHECK(torch::equal(large[0], torch::full({100}, 40'000, torch::kFloat16)));
+      Tensors complex{torch::full({10}, c10::complex<double>(rank, 3), torch::kComplexDouble)};
+      backend.allreduce(complex, average)->wait();
+      CHECK(torch::equal(complex[0], torch::full({10}, c10::complex<double>(1, 3), torch::kComplexDouble)));
+    });
+}
+
+// Receivers of one root do not look at each other, for as many operations as they like.
+TEST_CASE("after many operations with one root any other may come") {
+  for (int const n : {3, 4})
+    over_shm(n, [n](ProcessGroup world) {
+      auto const copies = [&](int count, int root) {
+        for (int i = 0; i < count; ++i) {
+          auto t = torch::full({1000}, world.rank() + i + 0.0);
+          pardl::broadcast(world, t, root).wait();
+          CHECK(t[0].item<double>() == root + i);
+        }
+      };
+      for (int const root : {0, 2, 1}) {
+        copies(161, root);
+        auto sum = torch::ones({1});
+        pardl::reduce(world, sum, root).wait();
+        if (world.rank() == root) CHECK(sum.item<double>() == n);
+        copies(70, root);
+        copies(1, (root + 1) % n);
+        pardl::barrier(world);
+        copies(90, root);
+        std::vector<torch::Tensor> all(static_cast<std::size_t>(world.rank() == root ? n : 0));
+        for (auto& t : all) t = torch::zeros({1});
+        pardl::gather(world, all, torch::full({1}, world.rank() + 1.0), root).wait();
+        for (std::size_t r = 0; r < all.size(); ++r) CHECK(all[r].item<double>() == static_cast<double>(r + 1));
+      }
+    });
+}
+
+TEST_CASE("32 ranks on few cores, every kind of collective, messages, subgroups") {
   over_shm(32, [](ProcessGroup world) {
     auto const r = world.rank();
     for (std::int64_t const count : {1, 1000, 200'000}) {
@@ -197,6 +253,28 @@ TEST_CASE("32 ranks on few cores, all collectives, subgroups") {
     auto out = torch::zeros({32 * 5});
     pardl::all_to_all_single(world, out, torch::arange(32 * 5) + 1000.0F * static_cast<float>(r)).wait();
     CHECK(out[5 * 7 + 1].item<float>() == 7000 + 5 * static_cast<float>(r) + 1);
+    auto sum = torch::ones({1000});
+    pardl::reduce(world, sum, 31).wait();
+    if (r == 31) CHECK(torch::equal(sum, torch::full({1000}, 32.0)));
+    auto copied = torch::full({300'000}, static_cast<float>(r));
+    pardl::broadcast(world, copied, 17).wait();
+    CHECK(torch::equal(copied, torch::full({300'000}, 17.0)));
+    auto share = torch::zeros({5});
+    pardl::reduce_scatter_into(world, share, torch::arange(32 * 5).to(torch::kFloat32)).wait();
+    CHECK(share[1].item<float>() == 32 * (5 * static_cast<float>(r) + 1));
+    Tensors pieces;
+    for (int q = 0; q < 32; ++q) pieces.push_back(torch::full({4}, q + 0.5F));
+    auto mine = torch::zeros({4});
+    pardl::scatter(world, mine, r == 3 ? pieces : Tensors{}, 3).wait();
+    CHECK(mine[3].item<float>() == static_cast<float>(r) + 0.5F);
+    for (auto& piece : pieces) piece.zero_();
+    pardl::gather(world, r == 5 ? pieces : Tensors{}, mine, 5).wait();
+    if (r == 5) CHECK(pieces[30][0].item<float>() == 30.5F);
+    auto sent = pardl::send(world, mine, (r + 1) % 32);
+    auto received = torch::zeros({4});
+    pardl::recv(world, received, (r + 31) % 32).wait();
+    sent.wait();
+    CHECK(received[0].item<float>() == static_cast<float>((r + 31) % 32) + 0.5F);
     auto const part = world.split(r % 2);
     REQUIRE(part);
     CHECK(part->backend() == "shm");
@@ -302,6 +380,21 @@ TEST_CASE("sparse tensors are summed in the order of ranks") {
   });
 }
 
+TEST_CASE("all ranks may send first and wait for it, however much") {
+  over_shm(3, [](ProcessGroup world) {
+    auto const me = world.rank(), next = (me + 1) % 3, previous = (me + 2) % 3;
+    for (std::int64_t const count : {10, 1'000'000}) {
+      pardl::send(world, torch::full({count}, me + 1.0), next, 4).wait();
+      pardl::send(world, torch::full({count}, me + 5.0), previous, 5).wait();
+      auto from_next = torch::zeros({count}), from_previous = torch::zeros({count});
+      pardl::recv(world, from_next, next, 5).wait();
+      pardl::recv(world, from_previous, previous, 4).wait();
+      CHECK(torch::equal(from_next, torch::full({count}, next + 5.0)));
+      CHECK(torch::equal(from_previous, torch::full({count}, previous + 1.0)));
+    }
+  });
+}
+
 TEST_CASE("ranks that mean different things all get a sentence with both sides") {
   auto const both = [](auto&& first, auto&& second, std::string const& one, std::string const& other) {
     over_shm(2, [&](ProcessGroup world) {
@@ -330,6 +423,31 @@ TEST_CASE("ranks that mean different things all get a sentence with both sides")
     };
   };
   both(letter(4), letter(4), "rank 0 sends 12 bytes with tag 0, this rank receives 16", "tag 0");
+  auto const into = [](int root, ReduceOp op) {
+    return [=](ProcessGroup world) {
+      pardl::reduce(world, torch::ones({5}), root, op).wait();
+      pardl::barrier(world);
+    };
+  };
+  both(into(0, ReduceOp::sum), into(1, ReduceOp::sum), "reduce #1 to rank 0", "reduce #1 to rank 1");
+  both(into(0, ReduceOp::sum), into(0, ReduceOp::max), "by sum", "by maximum");
+}
+
+TEST_CASE("what a mismatch throws may leave the rank: it ends, and so do the others") {
+  CHECK_THROWS_AS(over_shm(2,
+                           [](ProcessGroup world) {
+                             auto t = torch::ones({world.rank() == 0 ? 3 : 4});
+                             if (world.rank() == 0) pardl::send(world, t, 1).wait();
+                             if (world.rank() == 1) pardl::recv(world, t, 0).wait();
+                             pardl::barrier(world);
+                           }),
+                  pardl::CommError);
+  CHECK_THROWS_AS(over_shm(3,
+                           [](ProcessGroup world) {
+                             pardl::ring_all_reduce(world, torch::ones({world.rank() == 0 ? 100 : 90})).wait();
+                             pardl::barrier(world);
+                           }),
+                  pardl::CommError);
 }
 
 TEST_CASE("a timeout names the operation, its number and the ranks that have not come; afterwards all is refused") {
@@ -344,6 +462,64 @@ TEST_CASE("a timeout names the operation, its number and the ranks that have not
     CHECK_MESSAGE(has(text, "ranks that have not come: 2 (last called barrier #1)"), text);
     auto const next = thrown([&] { pardl::barrier(world); });
     CHECK_MESSAGE(has(next, "barrier was refused, since the group has failed"), next);
+  });
+}
+
+TEST_CASE("a message that does not come, and a wait of less patience, are timeouts that say so") {
+  over_shm(2, [](ProcessGroup world) {
+    pardl::barrier(world);
+    world.set_timeout(std::chrono::milliseconds(300));
+    if (world.rank() == 1) return pardl::testing::wait_until_failed(world);
+    auto t = torch::ones({5});
+    auto const text = thrown([&] { pardl::recv(world, t, 1, 9).wait(); });
+    CHECK_MESSAGE(
+        has(text, "CommTimeout [comm] rank 0/2: recv #1 from rank 1 (tag 9, float32[5]) timed out after 300 ms"), text);
+  });
+  over_shm(2, [](ProcessGroup world) {
+    if (world.rank() == 1) return pardl::testing::wait_until_failed(world);
+    Tensors t{torch::ones({5})};
+    auto const work = world.c10d()->getDefaultBackend()->allreduce(t, {});
+    auto const text = thrown([&] { work->wait(std::chrono::milliseconds(200)); });
+    CHECK_MESSAGE(has(text, "CommTimeout [comm] rank 0/2: all_reduce #1 (float32[5]) timed out after 200 ms"), text);
+  });
+}
+
+TEST_CASE("after a failure nothing is written into what the caller has back") {
+  std::latch sent(1), failed(1), pushed(1);
+  over_shm(2, [&](ProcessGroup world) {
+    auto letter = torch::ones({1'000'000});  // more than a channel holds
+    if (world.rank() == 1) {
+      auto work = pardl::send(world, letter, 0);
+      sent.count_down();
+      failed.wait();
+      CHECK(has(thrown([&] { work.wait(); }), "CommTimeout"));
+      pushed.count_down();
+      return;
+    }
+    letter.zero_();
+    world.set_timeout(std::chrono::milliseconds(300));
+    sent.wait();
+    CHECK(has(thrown([&] { pardl::recv(world, letter, 1).wait(); }), "timed out after 300 ms"));
+    auto const then = letter.clone();
+    CHECK(then.sum().item<double>() > 0);
+    CHECK(then.sum().item<double>() < 1'000'000);
+    failed.count_down();
+    pushed.wait();
+    world.abandon("it looks once more");
+    CHECK(torch::equal(letter, then));
+  });
+}
+
+TEST_CASE("a message from anybody is not waited for when all have left") {
+  over_shm(3, [](ProcessGroup world) {
+    auto t = torch::zeros({2});
+    if (world.rank() > 0) {
+      if (world.rank() == 1) pardl::send(world, torch::ones({2}), 0, 3).wait();
+      return;
+    }
+    CHECK(pardl::recv_any(world, t, 3) == 1);
+    auto const text = thrown([&] { (void)pardl::recv_any(world, t, 3); });
+    CHECK_MESSAGE(has(text, "has ended the group"), text);
   });
 }
 

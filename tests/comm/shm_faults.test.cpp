@@ -162,7 +162,7 @@ TEST_CASE("a rank killed while the ranks meet is a timeout that says who is miss
   }
 }
 
-TEST_CASE("a stopped rank is a timeout that names it") {
+TEST_CASE("a stopped rank is a timeout on the others") {
   TemporaryFolder const folder;
   auto const ranks = start((folder.path() / "stopped").string(), 3, std::chrono::seconds(2));
   for (auto const& rank : ranks) CHECK(at_work(rank));

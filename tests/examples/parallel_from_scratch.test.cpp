@@ -190,4 +190,6 @@ TEST_CASE("misuse is one sentence that says what to do") {
           "--batch-size 64 for 2 workers and 16 training");
   refuses({"--batch-size", "1", "--nproc", "3"}, "--batch-size 1 for 3 workers");
   refuses({"--epochs", "0"}, "is no whole number from 1");
+  refuses({"--data-dir", "/no/such"}, "/no/such");
+  refuses({"--summary", "/no/such/summary.json"}, "no file can be made in \"/no/such\"");
 }

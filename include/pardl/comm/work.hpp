@@ -20,8 +20,9 @@
 
 namespace pardl::inline PARDL_ABI {
 
-/// How ranks' values are combined. `avg` is defined bit for bit: the sum, divided once by the number of ranks (floating
-/// point only). `band`, `bor`, `bxor` are bitwise and ask for integers.
+/// How ranks' values are combined. `avg` is defined bit for bit: the sum, rounded to the tensors' dtype, divided once
+/// by the number of ranks (floating point only; sums of float16 overflow above 65504, and their average with them).
+/// `band`, `bor`, `bxor` are bitwise and ask for integers.
 enum class ReduceOp { sum, avg, min, max, product, band, bor, bxor };
 
 /// A collective under way. It keeps the tensors alive; they may be read, or written again, only after wait().

@@ -8,7 +8,8 @@
 /// ```
 /// Every collective of c10d, for tensors of any dtype and layout; ranks are processes or threads. What is promised:
 /// - Reductions combine the ranks' values in the order of ranks, element by element, half and bfloat16 in float and
-///   rounded once. So results are bitwise the same on all ranks, and for any size, layout or timing.
+///   rounded once, an average after its division. So results are bitwise the same on all ranks, and for any size,
+///   layout or timing.
 /// - Nothing is left on the machine however ranks end: the memory has no name. A death is noticed while others wait for
 ///   the dead rank, within a tenth of a second, and named; timeouts name the operation and the ranks that have not
 ///   come.
@@ -17,9 +18,12 @@
 ///
 /// Operations of a group go one after the other, in the order of the calls. \cost for n ranks and b bytes a rank:
 /// all_reduce writes b/n (n-1) bytes to slots and reads b/n (n-1) to sum and as many to collect, in two meetings; up to
-/// ShmOptions::read_all bytes every rank reads all n tensors in one meeting. broadcast, all_gather and all_to_all write
-/// each byte to a slot once and read it once per receiver. A process forked from a rank keeps the rank's connection
-/// open: while it lives, the rank's death goes unnoticed where pidfds (Linux 5.3) cannot be had.
+/// ShmOptions::read_all bytes every rank reads all n tensors in one meeting. reduce is all_reduce without the last copy
+/// on ranks but the root. Everything else (broadcast, gathers, scatters, all_to_all, reduce_scatter) writes each byte
+/// to a slot once and reads it once per receiver, in one meeting; barrier is such a meeting without bytes. A message is
+/// written to a channel once and read from there once, and once more if nobody had asked for it. A process forked from
+/// a rank keeps the rank's connection open: while it lives, the rank's death goes unnoticed where pidfds (Linux 5.3)
+/// cannot be had.
 ///
 /// Who waits looks at memory for a fraction of a millisecond, since to sleep and be woken costs as much as many small
 /// sums, then sleeps on a futex; where ranks outnumber the cores it sleeps at once, so that the rank it waits for gets
@@ -248,7 +252,6 @@ class ShmBackend final : public c10d::Backend {
     bool const all_read_all = row.size() <= read_all_ || size_ == 1;
     if (result && size_ > 1) parcel.take.push_back(row);
     parcel.give.push_back(std::move(row));
-    if (op.op_ == c10d::ReduceOp::AVG && result) parcel.divide(t, size_);
     return start(type, std::move(parcel), all_read_all ? shm::Way::whole : shm::Way::sliced, t, bytes_of(t),
                  op.op_ + 1);
   }
@@ -263,7 +266,6 @@ class ShmBackend final : public c10d::Backend {
       for (auto const& piece : in) parcel.give.push_back(parcel.row({piece}, true, false));
       parcel.take.push_back(parcel.row(out, false, true));
     }
-    if (op.op_ == c10d::ReduceOp::AVG) parcel.divide(out, size_);
     return start(type, std::move(parcel), size_ == 1 ? shm::Way::whole : shm::Way::dealt, out, bytes_of(out),
                  op.op_ + 1);
   }
@@ -307,7 +309,7 @@ class ShmBackend final : public c10d::Backend {
       if (tensor.scalar_type() != dtype) refuse(parcel.stamp, "tensors of several dtypes");
     parcel.combine = shm::combine_of(op.op_, dtype);
     parcel.element = static_cast<std::size_t>(t[0].element_size());
-    if (parcel.combine == nullptr || (op.op_ == c10d::ReduceOp::AVG && !t[0].is_floating_point() && !t[0].is_complex()))
+    if (parcel.combine == nullptr)
       throw ConfigError(sentence("comm", rank_, size_,
                                  std::string(parcel.stamp.name) + ": numbers of " +
                                      std::string(c10::getDtypeNames(dtype).first) + " have no such operation",

@@ -54,7 +54,7 @@ struct Seat {
   std::int32_t pid;
   std::uint64_t pid_space;  ///< in which the pid counts
   static constexpr std::size_t remembered = 32;
-  alignas(line) Call calls[remembered];  ///< by number; a rank is never further ahead than there are slots
+  alignas(line) Call calls[remembered];  ///< by number; read for half of these, and a rank is a few slots ahead at most
   /// Operations made of messages, a ring for one: nobody waits for them here, so they are counted by themselves.
   alignas(line) std::atomic<std::uint64_t> composed;
   std::atomic<std::uint64_t> composed_finished;
@@ -82,6 +82,7 @@ struct Board {
 
 /// Sizes, the same on all ranks.
 struct Sizes {
+  static_assert(Seat::remembered >= 16, "calls must outlive the slots of their operations twice");
   std::size_t ranks = 1;
   std::size_t slot = 128 << 10;     ///< bytes that a rank puts down in a tick
   std::size_t slots = 4;            ///< ticks that a rank may be ahead of the slowest

@@ -39,6 +39,13 @@ inline std::uint8_t place_of(char const* name) {
   return 255;
 }
 
+/// "sum", by what c10d calls RedOpType, from 1 on.
+inline char const* operation_name(Call const& call) {
+  constexpr char const* words[] = {"no operation", "sum", "average", "product", "minimum",
+                                   "maximum",      "and", "or",      "xor"};
+  return call.operation < std::size(words) ? words[call.operation] : "another operation";
+}
+
 /// The words for a call that another rank has put down.
 inline Stamp stamp_of(Call const& call) {
   Stamp stamp(call.name < std::size(names) ? names[call.name] : "an operation");

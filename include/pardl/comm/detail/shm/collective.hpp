@@ -87,12 +87,18 @@ class Mover {
   /// Whether a rank has come to this collective. It looks at what that rank called up to here.
   bool has_come(std::size_t rank, Collective const& c) {
     auto const announced = ground_.seat(rank).announced.load(std::memory_order_acquire);
+    // Whoever takes from a rank looks at it, and who only gives looks at all, so no two ranks are further apart than
+    // there are slots, and whatever differed longer ago has been found; but a rank that is not looked at for long, as
+    // receivers of one root do not look at each other, has written over its calls by then.
     auto& seen = seen_[rank];
+    seen = std::max(seen, c.call.number - std::min<std::uint64_t>(c.call.number, Seat::remembered / 2));
     for (auto const until = std::min(announced, c.call.number); seen < until; ++seen) {
       auto const at = (seen + 1) % Seat::remembered;
       auto const &theirs = ground_.seat(rank).calls[at], &ours = ground_.seat(me_).calls[at];
       if (!theirs.agrees(ours)) {
         odd_ = "rank " + std::to_string(rank) + " has called " + stamp_of(theirs).text();
+        if (theirs.operation != ours.operation)
+          odd_ += std::string(" by ") + operation_name(theirs) + ", this rank by " + operation_name(ours);
         return false;
       }
     }

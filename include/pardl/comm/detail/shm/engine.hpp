@@ -106,13 +106,15 @@ class Engine : public std::enable_shared_from_this<Engine> {
 
   /// Until the work is over. \throws what it ended with; CommTimeout at the caller's own limit, if it has one.
   void wait(ShmWork& work, std::chrono::milliseconds limit) {
-    bring_to_end(work, limit.count() > 0 ? Clock::now() + limit : Clock::time_point::max());
+    bring_to_end(work, limit);
     if (auto const error = work.exception()) {
       heard_ = true;
       std::rethrow_exception(error);
     }
   }
-  void bring_to_end(ShmWork& work, Clock::time_point until = Clock::time_point::max()) {
+  /// \param limit  of the caller's patience; none: the operation's own holds.
+  void bring_to_end(ShmWork& work, std::chrono::milliseconds limit = {}) {
+    auto const until = limit.count() > 0 ? Clock::now() + limit : Clock::time_point::max();
     for (int look = 0; !work.over();) {
       if (drive()) {
         look = 0;
@@ -123,7 +125,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
         doze([&] { return work.over(); });
         if (Clock::now() < until || work.over()) continue;
         std::lock_guard const lock(mutex_);
-        fail_late(work);
+        fail_late(work, limit);
       }
     }
   }
@@ -255,10 +257,11 @@ class Engine : public std::enable_shared_from_this<Engine> {
     return moved;
   }
 
+  /// \returns whether anything has ended: what is odd stays so, and is looked at again.
   bool fail_odd(ShmWork* origin, std::string const& what, Ended& ended) {
     verdict_.give("failed: " + what, false, origin ? &origin->stamp : nullptr);
     end_all(ended);
-    return true;
+    return !ended.empty();
   }
 
   void end_all(Ended& ended) {
@@ -266,12 +269,15 @@ class Engine : public std::enable_shared_from_this<Engine> {
       for (auto& work : *list) ended.push_back({work, verdict_.error_of(&work->stamp)});
     queue_.clear();
     letters_.clear();
+    mail_.close();
     begun_ = false;
   }
 
   // ---- any time ----
 
-  void fail_late(ShmWork& work) { verdict_.give("timed out after " + in_words(work.stamp.timeout), true, &work.stamp); }
+  void fail_late(ShmWork& work, std::chrono::milliseconds limit) {
+    verdict_.give("timed out after " + in_words(limit), true, &work.stamp);
+  }
 
   void finish(Ended& ended) {
     if (ended.empty()) return;
@@ -310,13 +316,22 @@ class Engine : public std::enable_shared_from_this<Engine> {
     auto const now = Clock::now();
     for (auto* list : {&queue_, &letters_})
       for (auto const& work : *list)
-        if (now >= work->deadline) return fail_late(*work);
+        if (now >= work->deadline) return fail_late(*work, work->stamp.timeout);
   }
   /// Whether a message to or from this rank cannot go on without it.
   [[nodiscard]] bool waits_for(std::size_t rank) const {
     return std::any_of(letters_.begin(), letters_.end(), [&](WorkHandle const& letter) {
-      return letter->message->peer == static_cast<int>(rank) && mail_.stuck(*letter->message);
+      auto const& message = *letter->message;
+      if (message.peer < 0) return all_have_left() && mail_.silent();
+      return message.peer == static_cast<int>(rank) && mail_.stuck(message);
     });
+  }
+
+  [[nodiscard]] bool all_have_left() const {
+    for (std::size_t r = 0; r < ground_.sizes().ranks; ++r)
+      if (r != static_cast<std::size_t>(plan_.rank) && ground_.seat(r).state.load(std::memory_order_acquire) != left)
+        return false;
+    return true;
   }
 
   // ---- the thread ----

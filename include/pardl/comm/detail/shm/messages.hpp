@@ -2,8 +2,9 @@
 /// \file   Messages between two ranks: a channel each way, tags, and a shelf for what nobody has asked for yet.
 /// \layer  comm, private.
 ///
-/// A message is a head and its bytes, which flow through a ring of fixed size as the receiver takes them out. A message
-/// whose tag nobody waits for goes to the receiver's own memory, so no order of sends and receives can block a channel.
+/// A message is a head and its bytes, which flow through a ring of fixed size as the receiver takes them out. One whose
+/// tag nobody waits for goes to the receiver's own memory, as soon as that rank waits for another message or its own
+/// sends do not get on. So no order of sends and receives blocks: all ranks may send first, however much.
 #pragma once
 
 #include <algorithm>
@@ -67,14 +68,24 @@ class Mailbox {
   /// \returns whether bytes were moved.
   bool advance() {
     if (pending_ == 0) return false;
-    bool moved = false;
+    bool moved = false, stuck = false;
     for (std::size_t peer = 0; peer < outgoing_.size(); ++peer) {
-      if (!outgoing_[peer].empty()) moved |= push(peer);
-      if (!wanted_.empty() || incoming_[peer].target || !incoming_[peer].shelf.empty()) moved |= pull(peer);
+      if (outgoing_[peer].empty()) continue;
+      moved |= push(peer);
+      stuck |= !outgoing_[peer].empty();
     }
+    for (std::size_t peer = 0; peer < incoming_.size(); ++peer)
+      if (stuck || !wanted_.empty() || incoming_[peer].target || !incoming_[peer].shelf.empty()) moved |= pull(peer);
     return moved;
   }
-  [[nodiscard]] bool idle() const noexcept { return pending_ == 0; }
+  /// Touches none of the messages' memory any more: their callers have been told that all is over.
+  void close() {
+    for (auto& queue : outgoing_) queue.clear();
+    for (auto& in : incoming_) in.target = nullptr;
+    for (auto& in : incoming_) in.shelf.clear();
+    wanted_.clear();
+    pending_ = 0;
+  }
   /// Whether a message that is under way cannot go on without its other rank: its channel is full, or empty.
   [[nodiscard]] bool stuck(Message const& message) const {
     if (message.peer < 0 || message.over) return false;
@@ -84,6 +95,14 @@ class Mailbox {
     auto const& channel = sends ? ground_.channel(me_, peer) : ground_.channel(peer, me_);
     auto const filled = channel.written.load(std::memory_order_acquire) - channel.read.load(std::memory_order_acquire);
     return sends ? filled + sizeof(Head) > ground_.sizes().channel : filled == 0;
+  }
+  /// Whether no rank's channel holds anything for this one.
+  [[nodiscard]] bool silent() const {
+    for (std::size_t from = 0; from < incoming_.size(); ++from) {
+      auto const& channel = ground_.channel(from, me_);
+      if (channel.written.load(std::memory_order_acquire) != channel.read.load(std::memory_order_acquire)) return false;
+    }
+    return true;
   }
   /// What a sender and a receiver mean otherwise, once that is found; empty: nothing.
   [[nodiscard]] std::string const& odd() const noexcept { return odd_; }

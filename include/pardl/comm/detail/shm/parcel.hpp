@@ -52,28 +52,19 @@ class Parcel {
     to.detach().copy_(from.detach().view_as(to));
   }
 
-  /// Divides these when all is over.
-  void divide(std::vector<at::Tensor> tensors, int by) {
-    for (auto& tensor : tensors) divided_.push_back(tensor.detach());
-    divisor_ = by;
-  }
-
   [[nodiscard]] Kept kept() && { return std::move(kept_); }
   /// Null where nothing is left to do.
   [[nodiscard]] std::function<void()> finish() {
-    if (back_.empty() && divided_.empty()) return nullptr;
-    return [back = std::move(back_), divided = std::move(divided_), by = divisor_]() mutable {
+    if (back_.empty()) return nullptr;
+    return [back = std::move(back_)]() mutable {
       torch::NoGradGuard const no_grad;
       for (auto& [to, from] : back) to.copy_(from);
-      for (auto& tensor : divided) tensor.div_(by);
     };
   }
 
  private:
   Kept kept_;
-  std::vector<at::Tensor> divided_;
   std::vector<std::pair<at::Tensor, at::Tensor>> back_;
-  int divisor_ = 1;
 };
 
 }  // namespace pardl::inline PARDL_ABI::detail::shm

@@ -43,44 +43,61 @@ struct accumulator<T> {  // the same bits, and it may overflow
   using type = std::conditional_t<(sizeof(T) < 8), std::uint32_t, std::uint64_t>;
 };
 
-struct Sum {
+/// What most operations do with their result.
+struct AsItIs {
+  template <class A>
+  static A finish(A a, std::size_t) {
+    return a;
+  }
+};
+struct Sum : AsItIs {
   template <class A>
   static A apply(A a, A b) {
     return static_cast<A>(a + b);
   }
 };
-struct Product {
+/// The sum, divided where it is, before it is rounded.
+struct Mean : Sum {
+  template <class A>
+  static A finish(A a, std::size_t ranks) {
+    if constexpr (requires { typename A::value_type; })  // complex
+      return a / static_cast<typename A::value_type>(ranks);
+    else
+      return a / static_cast<A>(ranks);
+  }
+};
+struct Product : AsItIs {
   template <class A>
   static A apply(A a, A b) {
     return static_cast<A>(a * b);
   }
 };
 /// A NaN wins, as in torch.minimum and torch.maximum.
-struct Min {
+struct Min : AsItIs {
   template <class A>
   static A apply(A a, A b) {
     return b < a || b != b ? (a != a ? a : b) : a;
   }
 };
-struct Max {
+struct Max : AsItIs {
   template <class A>
   static A apply(A a, A b) {
     return a < b || b != b ? (a != a ? a : b) : a;
   }
 };
-struct And {
+struct And : AsItIs {
   template <class A>
   static A apply(A a, A b) {
     return static_cast<A>(a & b);
   }
 };
-struct Or {
+struct Or : AsItIs {
   template <class A>
   static A apply(A a, A b) {
     return static_cast<A>(a | b);
   }
 };
-struct Xor {
+struct Xor : AsItIs {
   template <class A>
   static A apply(A a, A b) {
     return static_cast<A>(a ^ b);
@@ -100,7 +117,7 @@ inline void block(T* out, std::byte const* const* in, std::size_t at, std::size_
     T const* const next = row(r);
     for (std::size_t i = 0; i < count; ++i) sum[i] = F::template apply<A>(sum[i], static_cast<A>(next[i]));
   }
-  for (std::size_t i = 0; i < count; ++i) out[at + i] = static_cast<T>(sum[i]);
+  for (std::size_t i = 0; i < count; ++i) out[at + i] = static_cast<T>(F::finish(sum[i], ranks));
 }
 
 template <class T, class F>
@@ -120,8 +137,12 @@ Combine arithmetic(c10d::ReduceOp::RedOpType op) {
   using Op = c10d::ReduceOp;
   switch (op) {
     case Op::SUM:
-    case Op::AVG:
       return rows<T, Sum>;
+    case Op::AVG:
+      if constexpr (std::is_integral_v<T>)
+        return nullptr;
+      else
+        return rows<T, Mean>;
     case Op::PRODUCT:
       return rows<T, Product>;
     default:
@@ -160,7 +181,7 @@ inline Combine logical(c10d::ReduceOp::RedOpType op) {
 
 }  // namespace combining
 
-/// Null where these numbers have no such operation. AVG is the sum; who asked for it divides.
+/// Null where these numbers have no such operation.
 inline Combine combine_of(c10d::ReduceOp::RedOpType op, c10::ScalarType dtype) {
   using combining::arithmetic;
   switch (dtype) {

@@ -11,6 +11,7 @@
 #include <mutex>
 #include <optional>
 #include <string>
+#include <thread>
 #include <utility>
 
 #include "pardl/comm/detail/post_mortem.hpp"
@@ -28,7 +29,7 @@ class Verdict {
 
   [[nodiscard]] bool given() const noexcept { return ground_.board().failure.load(std::memory_order_acquire) == 2; }
 
-  /// The first failure of the group is everybody's; later ones are its consequences.
+  /// The first failure of the group is everybody's; later ones are its consequences. Afterwards it can be read.
   /// \param phrase  what happened to `origin`: "timed out after 3 s", "failed: rank 1 has died"
   /// \param origin  the operation of this rank that it came to light in; null: none
   void give(std::string const& phrase, bool late, Stamp const* origin) {
@@ -47,6 +48,10 @@ class Verdict {
       std::copy_n(text.data(), size, board.phrase);
       board.phrase[size] = 0;
       board.failure.store(2, std::memory_order_seq_cst);
+    } else {  // another rank says why, perhaps at this moment
+      auto const until = std::chrono::steady_clock::now() + patience;
+      while (!given() && std::chrono::steady_clock::now() < until) std::this_thread::yield();
+      if (!given()) take_half();
     }
     board.bell.ring();
   }
@@ -57,10 +62,7 @@ class Verdict {
     if (board.failure.load(std::memory_order_acquire) != 1) return false;
     auto const now = std::chrono::steady_clock::now();
     if (!half_since_) half_since_ = now;
-    if (now - *half_since_ < std::chrono::seconds(1)) return true;
-    board.phrase[sizeof board.phrase - 1] = 0;
-    board.failure.store(2, std::memory_order_seq_cst);
-    board.bell.ring();
+    if (now - *half_since_ >= patience) take_half();
     return true;
   }
 
@@ -103,6 +105,15 @@ class Verdict {
   }
 
  private:
+  static constexpr std::chrono::seconds patience{1};  ///< with a rank that is writing
+
+  void take_half() {
+    auto& board = ground_.board();
+    board.phrase[sizeof board.phrase - 1] = 0;
+    board.failure.store(2, std::memory_order_seq_cst);
+    board.bell.ring();
+  }
+
   /// What of a seat counts operations of one kind.
   struct Book {
     std::atomic<std::uint64_t> Seat::*begun;
