@@ -126,8 +126,6 @@ class Comparison {
                                        std::to_string(options_.lr),
                                        "--data",
                                        options_.data,
-                                       "--data-dir",
-                                       options_.data_dir,
                                        "--summary",
                                        file.string()};
     arguments.insert(arguments.end(), passed_on_.begin(), passed_on_.end());

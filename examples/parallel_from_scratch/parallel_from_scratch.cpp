@@ -38,9 +38,9 @@ void sift(Arguments const& arguments, std::vector<std::string_view> const& names
   }
 }
 
-/// What pardl::launch takes and a comparison hands on.
-Arguments of_launch(Arguments const& arguments,
-                    std::vector<std::string_view> const& names = {"--timeout", "--backend"}) {
+/// What a comparison hands on as it was written.
+Arguments handed_on(Arguments const& arguments,
+                    std::vector<std::string_view> const& names = {"--timeout", "--backend", "--data-dir"}) {
   Arguments all;
   sift(
       arguments, names, [&](Arguments const& words) { all.insert(all.end(), words.begin(), words.end()); },
@@ -58,7 +58,7 @@ Arguments for_launch(char const* program, Arguments const& arguments, Options co
   all.insert(all.end(), {"--device", options.device});
   if (dp) all.insert(all.end(), {"--devices", std::to_string(options.ranks)});
   // A parameter server's messages lie in host memory, which NCCL, the choice for GPUs, cannot send.
-  if (options.strategy == "param_server" && options.device == "cuda" && of_launch(arguments, {"--backend"}).empty())
+  if (options.strategy == "param_server" && options.device == "cuda" && handed_on(arguments, {"--backend"}).empty())
     all.insert(all.end(), {"--backend", "gloo"});
   if (pardl::read_environment().launcher == pardl::Launcher::none)
     all.insert(all.end(), {"--nproc", dp ? "1" : std::to_string(options.ranks)});
@@ -71,7 +71,7 @@ int run(int argc, char** argv) {
   if (!options) return 0;
   if (options->compare) {
     check_gnuplot();
-    Comparison const comparison{*options, of_launch(arguments)};
+    Comparison const comparison{*options, handed_on(arguments)};
     Report const report{comparison};
     report.write();
     std::printf("\n%s\nTable, pictures and this text are in %s\n", report.text().c_str(), options->out.c_str());

@@ -263,7 +263,7 @@ TEST_CASE("32 ranks on few cores, every kind of collective, messages, subgroups"
     pardl::reduce_scatter_into(world, share, torch::arange(32 * 5).to(torch::kFloat32)).wait();
     CHECK(share[1].item<float>() == 32 * (5 * static_cast<float>(r) + 1));
     Tensors pieces;
-    for (int q = 0; q < 32; ++q) pieces.push_back(torch::full({4}, q + 0.5F));
+    for (int q = 0; q < 32; ++q) pieces.push_back(torch::full({4}, static_cast<float>(q) + 0.5F));
     auto mine = torch::zeros({4});
     pardl::scatter(world, mine, r == 3 ? pieces : Tensors{}, 3).wait();
     CHECK(mine[3].item<float>() == static_cast<float>(r) + 0.5F);
