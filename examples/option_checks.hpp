@@ -14,6 +14,8 @@
 #include <string_view>
 #include <system_error>
 
+#include "pardl/policy/environment.hpp"
+
 namespace option_checks {
 
 /// The whole of `text` as a number, or nothing.
@@ -44,10 +46,12 @@ inline CLI::Validator above_zero() {
       "");
 }
 
-/// A file that can be made where it shall be: better heard of before a training than after it.
+/// A file that rank 0 can make where it shall be: better heard of before a training than after it. The other ranks, on
+/// other hosts perhaps, write nothing.
 inline CLI::Validator can_be_written() {
   return CLI::Validator(
       [](std::string const& text) -> std::string {
+        if (pardl::read_environment().rank != 0) return "";
         auto folder = std::filesystem::path(text).parent_path();
         if (folder.empty()) folder = ".";
         if (std::filesystem::is_directory(text)) return "\"" + text + "\" is a folder; name a file";
