@@ -18,6 +18,7 @@
 #include <type_traits>
 
 #include "pardl/comm/detail/shm/board.hpp"
+#include "pardl/comm/detail/shm/half.hpp"
 #include "pardl/version.hpp"
 
 namespace pardl::inline PARDL_ABI::detail::shm {
@@ -42,6 +43,22 @@ template <class T>
 struct accumulator<T> {  // the same bits, and it may overflow
   using type = std::conditional_t<(sizeof(T) < 8), std::uint32_t, std::uint64_t>;
 };
+
+/// Into what is added in, and back.
+template <class A, class T>
+inline A wide(T x) {
+  if constexpr (std::is_same_v<T, c10::Half>)
+    return to_float(x);
+  else
+    return static_cast<A>(x);
+}
+template <class T, class A>
+inline T narrow(A x) {
+  if constexpr (std::is_same_v<T, c10::Half>)
+    return to_half(x);
+  else
+    return static_cast<T>(x);
+}
 
 /// What most operations do with their result.
 struct AsItIs {
@@ -111,13 +128,12 @@ inline void block(T* out, std::byte const* const* in, std::size_t at, std::size_
   auto const row = [&](std::size_t r) { return reinterpret_cast<T const*>(in[r]) + at; };
   T const* const first = row(0);
   T const* const second = row(1);
-  for (std::size_t i = 0; i < count; ++i)
-    sum[i] = F::template apply<A>(static_cast<A>(first[i]), static_cast<A>(second[i]));
+  for (std::size_t i = 0; i < count; ++i) sum[i] = F::template apply<A>(wide<A>(first[i]), wide<A>(second[i]));
   for (std::size_t r = 2; r < ranks; ++r) {
     T const* const next = row(r);
-    for (std::size_t i = 0; i < count; ++i) sum[i] = F::template apply<A>(sum[i], static_cast<A>(next[i]));
+    for (std::size_t i = 0; i < count; ++i) sum[i] = F::template apply<A>(sum[i], wide<A>(next[i]));
   }
-  for (std::size_t i = 0; i < count; ++i) out[at + i] = static_cast<T>(F::finish(sum[i], ranks));
+  for (std::size_t i = 0; i < count; ++i) out[at + i] = narrow<T>(F::finish(sum[i], ranks));
 }
 
 template <class T, class F>
