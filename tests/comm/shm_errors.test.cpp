@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: MIT
+// What ranks over shared memory hear when something is wrong: mismatches with both sides, timeouts, who has gone, and
+// what happens to the operations and memory of those that hear it. Processes that die: shm_faults.test.cpp.
+#include <torch/torch.h>
+
+#include <chrono>
+#include <cstdint>
+#include <latch>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "comm/shm_support.hpp"
+#include "pardl/comm/collectives.hpp"
+#include "pardl/comm/process_group.hpp"
+#include "pardl/comm/ring_all_reduce.hpp"
+
+// Last: LibTorch's logging has a CHECK of its own.
+#include <doctest/doctest.h>
+
+namespace {
+
+using pardl::ProcessGroup;
+using pardl::ReduceOp;
+using shm_test::has, shm_test::over_shm;
+using Tensors = std::vector<torch::Tensor>;
+
+/// What the call throws, in words.
+template <class F>
+std::string thrown(F&& f) {
+  try {
+    f();
+  } catch (pardl::CommTimeout const& e) {
+    return std::string("CommTimeout ") + e.what();
+  } catch (pardl::CommError const& e) {
+    return std::string("CommError ") + e.what();
+  }
+  return "nothing";
+}
+
+}  // namespace
+
+TEST_CASE("ranks that mean different things all get a sentence with both sides") {
+  auto const both = [](auto&& first, auto&& second, std::string const& one, std::string const& other) {
+    over_shm(2, [&](ProcessGroup world) {
+      auto const text = thrown([&] { world.rank() == 0 ? first(world) : second(world); });
+      CHECK_MESSAGE(has(text, "CommError [comm] rank " + std::to_string(world.rank()) + "/2: "), text);
+      CHECK_MESSAGE(has(text, one), text);
+      CHECK_MESSAGE(has(text, other), text);
+    });
+  };
+  auto const sum = [](std::int64_t count, torch::Dtype dtype = torch::kFloat32) {
+    return [=](ProcessGroup world) { pardl::all_reduce(world, torch::ones({count}, dtype)).wait(); };
+  };
+  auto const copy = [](ProcessGroup world) {  // its root has nobody to wait for, and hears at the next one
+    pardl::broadcast(world, torch::ones({5}), 1).wait();
+    pardl::barrier(world);
+  };
+  both(sum(5), copy, "all_reduce #1 (float32[5])", "broadcast #1 from rank 1 (float32[5])");
+  both(sum(5), sum(6), "all_reduce #1 (float32[5])", "all_reduce #1 (float32[6])");
+  both(sum(5), sum(5, torch::kFloat64), "float32[5]", "float64[5]");
+  both(sum(5'000'000), sum(6'000'000), "float32[5000000]", "float32[6000000]");
+  auto const letter = [](std::int64_t count) {
+    return [=](ProcessGroup world) {
+      if (world.rank() == 0) return pardl::send(world, torch::ones({3}), 1).wait(), pardl::barrier(world);
+      auto t = torch::ones({count});
+      pardl::recv(world, t, 0).wait();
+    };
+  };
+  both(letter(4), letter(4), "rank 0 sends 12 bytes with tag 0, this rank receives 16", "tag 0");
+  auto const into = [](int root, ReduceOp op) {
+    return [=](ProcessGroup world) {
+      pardl::reduce(world, torch::ones({5}), root, op).wait();
+      pardl::barrier(world);
+    };
+  };
+  both(into(0, ReduceOp::sum), into(1, ReduceOp::sum), "reduce #1 to rank 0", "reduce #1 to rank 1");
+  both(into(0, ReduceOp::sum), into(0, ReduceOp::max), "by sum", "by maximum");
+}
+
+TEST_CASE("what a mismatch throws may leave the rank: it ends, and so do the others") {
+  CHECK_THROWS_AS(over_shm(2,
+                           [](ProcessGroup world) {
+                             auto t = torch::ones({world.rank() == 0 ? 3 : 4});
+                             if (world.rank() == 0) pardl::send(world, t, 1).wait();
+                             if (world.rank() == 1) pardl::recv(world, t, 0).wait();
+                             pardl::barrier(world);
+                           }),
+                  pardl::CommError);
+  CHECK_THROWS_AS(over_shm(3,
+                           [](ProcessGroup world) {
+                             pardl::ring_all_reduce(world, torch::ones({world.rank() == 0 ? 100 : 90})).wait();
+                             pardl::barrier(world);
+                           }),
+                  pardl::CommError);
+}
+
+TEST_CASE("a timeout names the operation, its number and the ranks that have not come; afterwards all is refused") {
+  over_shm(3, [](ProcessGroup world) {
+    pardl::barrier(world);
+    world.set_timeout(std::chrono::milliseconds(300));
+    if (world.rank() == 2) return pardl::testing::wait_until_failed(world);
+    auto const text = thrown([&] { pardl::all_reduce(world, torch::ones({5})).wait(); });
+    CHECK_MESSAGE(
+        has(text, "CommTimeout [comm] rank " + std::to_string(world.rank()) + "/3: all_reduce #2 (float32[5]) "), text);
+    CHECK_MESSAGE(has(text, "timed out after 300 ms"), text);
+    CHECK_MESSAGE(has(text, "ranks that have not come: 2 (last called barrier #1)"), text);
+    auto const next = thrown([&] { pardl::barrier(world); });
+    CHECK_MESSAGE(has(next, "barrier was refused, since the group has failed"), next);
+  });
+}
+
+TEST_CASE("a message that does not come, and a wait of less patience, are timeouts that say so") {
+  over_shm(2, [](ProcessGroup world) {
+    pardl::barrier(world);
+    world.set_timeout(std::chrono::milliseconds(300));
+    if (world.rank() == 1) return pardl::testing::wait_until_failed(world);
+    auto t = torch::ones({5});
+    auto const text = thrown([&] { pardl::recv(world, t, 1, 9).wait(); });
+    CHECK_MESSAGE(
+        has(text, "CommTimeout [comm] rank 0/2: recv #1 from rank 1 (tag 9, float32[5]) timed out after 300 ms"), text);
+  });
+  over_shm(2, [](ProcessGroup world) {
+    if (world.rank() == 1) return pardl::testing::wait_until_failed(world);
+    Tensors t{torch::ones({5})};
+    auto const work = world.c10d()->getDefaultBackend()->allreduce(t, {});
+    auto const text = thrown([&] { work->wait(std::chrono::milliseconds(200)); });
+    CHECK_MESSAGE(has(text, "CommTimeout [comm] rank 0/2: all_reduce #1 (float32[5]) timed out after 200 ms"), text);
+  });
+}
+
+TEST_CASE("after a failure nothing is written into what the caller has back") {
+  std::latch sent(1), failed(1), pushed(1);
+  over_shm(2, [&](ProcessGroup world) {
+    auto letter = torch::ones({1'000'000});  // more than a channel holds
+    if (world.rank() == 1) {
+      auto work = pardl::send(world, letter, 0);
+      sent.count_down();
+      failed.wait();
+      CHECK(has(thrown([&] { work.wait(); }), "CommTimeout"));
+      pushed.count_down();
+      return;
+    }
+    letter.zero_();
+    world.set_timeout(std::chrono::milliseconds(300));
+    sent.wait();
+    CHECK(has(thrown([&] { pardl::recv(world, letter, 1).wait(); }), "timed out after 300 ms"));
+    auto const then = letter.clone();
+    CHECK(then.sum().item<double>() > 0);
+    CHECK(then.sum().item<double>() < 1'000'000);
+    failed.count_down();
+    pushed.wait();
+    world.abandon("it looks once more");
+    CHECK(torch::equal(letter, then));
+  });
+}
+
+TEST_CASE("a message from anybody is not waited for when all have left") {
+  over_shm(3, [](ProcessGroup world) {
+    auto t = torch::zeros({2});
+    if (world.rank() > 0) {
+      if (world.rank() == 1) pardl::send(world, torch::ones({2}), 0, 3).wait();
+      return;
+    }
+    CHECK(pardl::recv_any(world, t, 3) == 1);
+    auto const text = thrown([&] { (void)pardl::recv_any(world, t, 3); });
+    CHECK_MESSAGE(has(text, "has ended the group"), text);
+  });
+}
+
+TEST_CASE("an operation that all ranks have come to ends well, even if another has failed since") {
+  std::latch begun(1), failed(1);
+  over_shm(3, [&](ProcessGroup world) {
+    auto const tensor = torch::ones({4});
+    if (world.rank() == 2) {  // looks at the others only when they are over
+      auto work = pardl::all_reduce(world, tensor);
+      begun.count_down();
+      failed.wait();
+      CHECK(thrown([&] { work.wait(); }) == "nothing");
+      CHECK(tensor.sum().item<double>() == 12);
+      CHECK(has(thrown([&] { pardl::barrier(world); }), "barrier was refused, since the group has failed"));
+      return;
+    }
+    begun.wait();
+    pardl::all_reduce(world, tensor).wait();
+    if (world.rank() == 1) return;
+    auto const text = thrown([&] { pardl::barrier(world); });
+    failed.count_down();
+    CHECK_MESSAGE(has(text, "rank 1 has ended the group"), text);
+  });
+}
+
+TEST_CASE("a rank that ends the group in good order is not waited for, one that throws takes the others along") {
+  over_shm(3, [](ProcessGroup world) {
+    pardl::barrier(world);
+    if (world.rank() == 1) return;
+    auto const text = thrown([&] { pardl::barrier(world); });
+    CHECK_MESSAGE(has(text, "rank 1 has ended the group"), text);
+  });
+  CHECK_THROWS_WITH_AS(over_shm(3,
+                                [](ProcessGroup world) {
+                                  if (world.rank() == 1) throw std::runtime_error("not a good day");
+                                  auto const text = thrown([&] { pardl::barrier(world); });
+                                  CHECK_MESSAGE(has(text, "rank 1 says it failed: an exception ended it"), text);
+                                }),
+                       "not a good day", std::runtime_error);
+}
