@@ -127,13 +127,14 @@ class DataParallel : public detail::WrappedModule<M> {
     detail::ScatteredArguments<Args...> arguments(devices(), args...);
     auto const count = arguments.devices();
     if constexpr (std::is_void_v<Output>) {
-      engine_->apply(count, [&](torch::nn::Module& replica, std::size_t i) { arguments.forward(typed(replica), i); });
+      (void)engine_->apply(count,
+                           [&](torch::nn::Module& replica, std::size_t i) { arguments.forward(typed(replica), i); });
     } else {
       static_assert(tensors_visitable<Output>,
                     "pardl::DataParallel cannot look for tensors in what forward returns; write for_each_tensor(T&, f) "
                     "beside the type.");
       std::vector<std::optional<Output>> outputs(count);
-      engine_->apply(count, [&](torch::nn::Module& replica, std::size_t i) {
+      auto const redirection = engine_->apply(count, [&](torch::nn::Module& replica, std::size_t i) {
         outputs[i].emplace(arguments.forward(typed(replica), i));
       });
       if (devices().size() == 1) return Output(std::move(*outputs.front()));

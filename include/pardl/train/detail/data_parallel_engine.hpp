@@ -66,9 +66,11 @@ class DataParallelEngine {
   [[nodiscard]] DataParallelOptions const& options() const noexcept { return options_; }
   void replicate() { replicas_.replicate(); }
 
-  /// Calls `forward(module, i)` for the first `count` devices and waits for all.
+  /// Calls `forward(module, i)` for the first `count` devices and waits for all. While the result lives, whatever is
+  /// computed from a replica's parameters, one that forward handed out as well, leads to the module's.
   /// \throws Error that names the first device whose call threw, with that exception nested in it.
-  void apply(std::size_t count, std::function<void(torch::nn::Module&, std::size_t)> const& forward) {
+  [[nodiscard]] std::optional<Redirection> apply(std::size_t count,
+                                                 std::function<void(torch::nn::Module&, std::size_t)> const& forward) {
     replicas_.follow(count);
     std::optional<Redirection> redirection;
     if (c10::GradMode::is_enabled()) redirection.emplace(replicas_.tie(count));
@@ -86,6 +88,7 @@ class DataParallelEngine {
         }
       }
     }
+    return redirection;
   }
 
  private:
