@@ -1,16 +1,11 @@
 // SPDX-License-Identifier: MIT
 // What shared memory promises beyond what every backend does (collectives.test.cpp): the order of sums, any size and
-// dtype, many ranks, messages in any order, operations that nobody waits for. Its errors: shm_errors.test.cpp.
+// dtype, many ranks, messages in any order, sparse ones. Who moves operations on: shm_progress.test.cpp; errors:
+// shm_errors.test.cpp.
 #include <torch/torch.h>
 
-#include <chrono>
-#include <condition_variable>
 #include <cstdint>
-#include <exception>
-#include <mutex>
 #include <string>
-#include <thread>
-#include <torch/csrc/distributed/c10d/HashStore.hpp>
 #include <vector>
 
 #include "comm/shm_support.hpp"
@@ -25,8 +20,7 @@ namespace {
 
 using pardl::ProcessGroup;
 using pardl::ReduceOp;
-using pardl::detail::shm::Progress;
-using shm_test::has, shm_test::over_shm;
+using shm_test::bare, shm_test::has, shm_test::over_shm;
 using Tensors = std::vector<torch::Tensor>;
 
 /// Rank r's numbers, the same in every process and thread.
@@ -41,28 +35,6 @@ torch::Tensor sum_in_order(int n, std::int64_t count, torch::Dtype dtype = torch
   auto sum = drawn(0, count, dtype).to(wide);
   for (int r = 1; r < n; ++r) sum = sum + drawn(r, count, dtype).to(wide);
   return sum.to(dtype);
-}
-
-/// Backends without a group around them, on threads; f(backend, rank).
-template <class F>
-void bare(int n, pardl::ShmOptions options, F&& f) {
-  if (options.timeout == std::chrono::minutes(10)) options.timeout = std::chrono::seconds(30);
-  auto const store = c10::make_intrusive<c10d::HashStore>();
-  std::vector<std::thread> threads;
-  std::mutex mutex;
-  std::exception_ptr first;
-  for (int rank = 0; rank < n; ++rank)
-    threads.emplace_back([&, rank] {
-      try {
-        auto const backend = pardl::backend::shm(store, rank, n, options);
-        f(*backend, rank);
-      } catch (...) {
-        std::lock_guard const lock(mutex);
-        if (!first) first = std::current_exception();
-      }
-    });
-  for (auto& thread : threads) thread.join();
-  if (first) std::rethrow_exception(first);
 }
 
 }  // namespace
@@ -159,6 +131,40 @@ TEST_CASE("tensors with gaps, on any layout, and lists of uneven size are taken 
     for (int q = 0; q < 3; ++q)
       CHECK(torch::equal(out[0][static_cast<std::size_t>(q)],
                          torch::full_like(out[0][static_cast<std::size_t>(q)], q + 1.0)));
+  });
+}
+
+TEST_CASE("what is one tensor for all ranks may have gaps too, and views that conjugate or negate are what they show") {
+  over_shm(3, [](ProcessGroup world) {
+    auto const r = world.rank();
+    auto const& backend = *world.c10d()->getDefaultBackend();
+    auto& shm = const_cast<c10d::Backend&>(backend);
+    auto const gaps = [](std::int64_t count) { return torch::zeros({count, 3}).select(1, 1); };
+    auto all = gaps(12), mine = gaps(4);
+    mine.copy_(torch::arange(4) + 10 * r);
+    shm._allgather_base(all, mine, {})->wait();
+    for (int q = 0; q < 3; ++q)
+      CHECK(torch::equal(all.narrow(0, 4 * q, 4), torch::arange(4).to(torch::kFloat) + 10 * q));
+    auto share = gaps(4);
+    shm._reduce_scatter_base(share, all, {})->wait();
+    CHECK(torch::equal(share, 3 * (torch::arange(4).to(torch::kFloat) + 10 * r)));
+    auto dealt = gaps(12);
+    std::vector<std::int64_t> even;
+    shm.alltoall_base(dealt, all, even, even, {})->wait();
+    for (int q = 0; q < 3; ++q) CHECK(torch::equal(dealt.narrow(0, 4 * q, 4), all.narrow(0, 4 * r, 4)));
+    std::vector<Tensors> lists{{gaps(4), torch::zeros({2, 2}), gaps(4)}};
+    Tensors square{torch::arange(4.0).view({2, 2}).t() + r};
+    shm.allgather(lists, square, {})->wait();
+    for (int q = 0; q < 3; ++q)
+      CHECK(torch::equal(lists[0][static_cast<std::size_t>(q)].flatten(), torch::tensor({0.0F, 2.0F, 1.0F, 3.0F}) + q));
+
+    auto const z = torch::complex(torch::ones({5}), torch::full({5}, r + 1.0F));
+    Tensors conjugated{z.conj()}, negated{torch::_neg_view(torch::full({5}, r + 1.0F))};
+    shm.allreduce(conjugated, {})->wait();
+    shm.allreduce(negated, {})->wait();
+    CHECK(torch::equal(torch::imag(conjugated[0].resolve_conj()), torch::full({5}, -6.0F)));
+    CHECK(torch::equal(torch::imag(z), torch::full({5}, 6.0F)));
+    CHECK(torch::equal(negated[0].resolve_neg(), torch::full({5}, -6.0F)));
   });
 }
 
@@ -261,45 +267,6 @@ TEST_CASE("32 ranks on few cores, every kind of collective, messages, subgroups"
   });
 }
 
-TEST_CASE("operations go on in a thread, or in whoever waits, in any order of waiting; futures come either way") {
-  for (auto const progress : {Progress::caller, Progress::thread})
-    bare(3, {.progress = progress}, [](c10d::Backend& backend, int rank) {
-      std::vector<c10::intrusive_ptr<c10d::Work>> works;
-      std::vector<Tensors> tensors;
-      for (int i = 0; i < 40; ++i) {
-        tensors.push_back({torch::full({i % 3 == 0 ? 300'000 : 5}, rank + i + 0.0)});
-        works.push_back(backend.allreduce(tensors.back(), {}));
-      }
-      auto const sum_of = [](int i) { return 3.0 * i + 3; };
-      auto const chained = works[20]->getFuture()->then(
-          [](c10::ivalue::Future& done) { return c10::IValue(done.value().toTensorVector().at(0).sum()); },
-          c10::TensorType::get());
-      chained->wait();
-      CHECK(chained->value().toTensor().item<double>() == doctest::Approx(sum_of(20) * 5));
-      for (std::size_t i = works.size(); i-- > 0;) works[i]->wait();
-      for (int i = 0; i < 40; ++i) CHECK(tensors[static_cast<std::size_t>(i)][0].min().item<double>() == sum_of(i));
-      CHECK(works[0]->isSuccess());
-    });
-}
-
-TEST_CASE("with a thread, an operation ends although nobody waits for it") {
-  bare(2, {.progress = Progress::thread}, [](c10d::Backend& backend, int rank) {
-    Tensors t{torch::full({2'000'000}, rank + 1.0)};
-    auto const work = backend.allreduce(t, {});
-    std::mutex mutex;
-    std::condition_variable told;
-    bool over = false;
-    work->getFuture()->addCallback([&](c10::ivalue::Future&) {
-      std::lock_guard const lock(mutex);
-      over = true;
-      told.notify_all();
-    });
-    std::unique_lock lock(mutex);
-    CHECK(told.wait_for(lock, std::chrono::seconds(60), [&] { return over; }));
-    CHECK(t[0].min().item<float>() == 3);
-  });
-}
-
 TEST_CASE("messages larger than a channel, all sent first, in any order of tags, from anybody") {
   over_shm(3, [](ProcessGroup world) {
     auto const me = world.rank(), n = world.size();
@@ -355,6 +322,13 @@ TEST_CASE("sparse tensors are summed in the order of ranks") {
       expected[2 + q % 2] += q + 1.0;
     }
     CHECK(torch::equal(t[0].to_dense(), expected));
+    auto const once = [&](double value, torch::Dtype dtype) {
+      Tensors one{torch::sparse_coo_tensor(torch::tensor({{1}}), torch::full({1}, value, dtype), {3})};
+      world.c10d()->allreduce(one)->wait();
+      return one[0].to_dense()[1].item<double>();
+    };
+    CHECK(once(r == 0 ? 1 : r == 1 ? 1e8 : -1e8, torch::kFloat32) == 0);  // 1 from the other end
+    CHECK(once(r == 0 ? 2048 : 1, torch::kFloat16) == 2050);              // 2048 in half
   });
 }
 

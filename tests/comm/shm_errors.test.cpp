@@ -22,21 +22,9 @@ namespace {
 
 using pardl::ProcessGroup;
 using pardl::ReduceOp;
-using shm_test::has, shm_test::over_shm;
+using pardl::detail::shm::Progress;
+using shm_test::bare, shm_test::has, shm_test::over_shm, shm_test::thrown;
 using Tensors = std::vector<torch::Tensor>;
-
-/// What the call throws, in words.
-template <class F>
-std::string thrown(F&& f) {
-  try {
-    f();
-  } catch (pardl::CommTimeout const& e) {
-    return std::string("CommTimeout ") + e.what();
-  } catch (pardl::CommError const& e) {
-    return std::string("CommError ") + e.what();
-  }
-  return "nothing";
-}
 
 }  // namespace
 
@@ -52,6 +40,7 @@ TEST_CASE("ranks that mean different things all get a sentence with both sides")
   auto const sum = [](std::int64_t count, torch::Dtype dtype = torch::kFloat32) {
     return [=](ProcessGroup world) { pardl::all_reduce(world, torch::ones({count}, dtype)).wait(); };
   };
+  both(sum(5), sum(5, torch::kInt32), "float32[5]", "int32[5]");
   auto const copy = [](ProcessGroup world) {  // its root has nobody to wait for, and hears at the next one
     pardl::broadcast(world, torch::ones({5}), 1).wait();
     pardl::barrier(world);
@@ -60,14 +49,15 @@ TEST_CASE("ranks that mean different things all get a sentence with both sides")
   both(sum(5), sum(6), "all_reduce #1 (float32[5])", "all_reduce #1 (float32[6])");
   both(sum(5), sum(5, torch::kFloat64), "float32[5]", "float64[5]");
   both(sum(5'000'000), sum(6'000'000), "float32[5000000]", "float32[6000000]");
-  auto const letter = [](std::int64_t count) {
+  auto const letter = [](std::int64_t count, torch::Dtype dtype = torch::kFloat32) {
     return [=](ProcessGroup world) {
       if (world.rank() == 0) return pardl::send(world, torch::ones({3}), 1).wait(), pardl::barrier(world);
-      auto t = torch::ones({count});
+      auto t = torch::ones({count}, dtype);
       pardl::recv(world, t, 0).wait();
     };
   };
   both(letter(4), letter(4), "rank 0 sends 12 bytes with tag 0, this rank receives 16", "tag 0");
+  both(letter(3, torch::kInt32), letter(3, torch::kInt32), "rank 0 sends 12 bytes with tag 0", "of another dtype");
   auto const into = [](int root, ReduceOp op) {
     return [=](ProcessGroup world) {
       pardl::reduce(world, torch::ones({5}), root, op).wait();
@@ -76,6 +66,44 @@ TEST_CASE("ranks that mean different things all get a sentence with both sides")
   };
   both(into(0, ReduceOp::sum), into(1, ReduceOp::sum), "reduce #1 to rank 0", "reduce #1 to rank 1");
   both(into(0, ReduceOp::sum), into(0, ReduceOp::max), "by sum", "by maximum");
+  // Both only take, and look at the root that they believe in.
+  auto const from = [](int root) {
+    return [=](ProcessGroup world) { pardl::broadcast(world, torch::ones({5}), root).wait(); };
+  };
+  both(from(1), from(0), "broadcast #1 from rank 0 (float32[5])", "broadcast #1 from rank 1 (float32[5])");
+  auto const deal = [](std::int64_t mine, std::int64_t its) {
+    return [=](ProcessGroup world) {
+      Tensors in{torch::ones({2}), torch::ones({2})}, out{torch::ones({2}), torch::ones({2})};
+      auto const other = static_cast<std::size_t>(1 - world.rank());
+      in[other] = torch::ones({mine}), out[other] = torch::ones({its});
+      world.c10d()->alltoall(out, in)->wait();
+      pardl::barrier(world);  // whoever gets what it takes hears at the next one
+    };
+  };
+  both(deal(3, 4), deal(4, 4), "rank 0 sends 12 bytes where this rank takes 16", "all_to_all #1");
+  auto const uneven = [](std::int64_t count) {
+    return [=](ProcessGroup world) {
+      std::vector<Tensors> out{{torch::ones({8}), torch::ones({count})}};
+      Tensors in{torch::ones({world.rank() == 0 ? 8 : count})};
+      world.c10d()->allgather(out, in)->wait();
+    };
+  };
+  both(uneven(8), uneven(12), "all_gather #1 (float32[8])", "all_gather #1 (float32[12])");
+  both(uneven(9), uneven(1'200'000), "all_gather #1 (float32[8])", "all_gather #1 (float32[1200000])");
+}
+
+TEST_CASE("sparse tensors of several shapes or dtypes are refused on all ranks") {
+  auto const sparse = [](std::int64_t rows, torch::Dtype dtype) {
+    return torch::sparse_coo_tensor(torch::tensor({{rows - 1}}), torch::ones({1}, dtype), {rows});
+  };
+  over_shm(2, [&](ProcessGroup world) {
+    Tensors t{sparse(world.rank() == 0 ? 5 : 50'000'001, torch::kFloat32)};
+    auto const text = thrown([&] { world.c10d()->allreduce(t)->wait(); });
+    CHECK_MESSAGE(has(text, "rank " + std::to_string(1 - world.rank()) + " has a sparse tensor of another shape"),
+                  text);
+    Tensors u{sparse(5, world.rank() == 0 ? torch::kFloat32 : torch::kInt32)};
+    CHECK(has(thrown([&] { world.c10d()->allreduce(u)->wait(); }), "of another shape or dtype"));
+  });
 }
 
 TEST_CASE("what a mismatch throws may leave the rank: it ends, and so do the others") {
@@ -96,11 +124,13 @@ TEST_CASE("what a mismatch throws may leave the rank: it ends, and so do the oth
 }
 
 TEST_CASE("a timeout names the operation, its number and the ranks that have not come; afterwards all is refused") {
-  over_shm(3, [](ProcessGroup world) {
+  std::latch told(2);  // until then rank 2 has come no further, but has not gone
+  over_shm(3, [&](ProcessGroup world) {
     pardl::barrier(world);
     world.set_timeout(std::chrono::milliseconds(300));
-    if (world.rank() == 2) return pardl::testing::wait_until_failed(world);
+    if (world.rank() == 2) return pardl::testing::wait_until_failed(world), told.wait();
     auto const text = thrown([&] { pardl::all_reduce(world, torch::ones({5})).wait(); });
+    told.count_down();
     CHECK_MESSAGE(
         has(text, "CommTimeout [comm] rank " + std::to_string(world.rank()) + "/3: all_reduce #2 (float32[5]) "), text);
     CHECK_MESSAGE(has(text, "timed out after 300 ms"), text);
@@ -126,6 +156,16 @@ TEST_CASE("a message that does not come, and a wait of less patience, are timeou
     auto const work = world.c10d()->getDefaultBackend()->allreduce(t, {});
     auto const text = thrown([&] { work->wait(std::chrono::milliseconds(200)); });
     CHECK_MESSAGE(has(text, "CommTimeout [comm] rank 0/2: all_reduce #1 (float32[5]) timed out after 200 ms"), text);
+  });
+}
+
+TEST_CASE("a monitored barrier has a limit of its own") {
+  over_shm(2, [](ProcessGroup world) {
+    if (world.rank() == 1) return pardl::testing::wait_until_failed(world);
+    c10d::BarrierOptions options;
+    options.timeout = std::chrono::milliseconds(200);
+    auto const text = thrown([&] { world.c10d()->getDefaultBackend()->monitoredBarrier(options, false); });
+    CHECK_MESSAGE(has(text, "CommTimeout [comm] rank 0/2: barrier #1 timed out after 200 ms"), text);
   });
 }
 
@@ -188,6 +228,40 @@ TEST_CASE("an operation that all ranks have come to ends well, even if another h
     failed.count_down();
     CHECK_MESSAGE(has(text, "rank 1 has ended the group"), text);
   });
+}
+
+TEST_CASE("a rank that gave up an operation and left is missed by who comes to it later") {
+  std::latch gone(1);
+  bare(2, {}, [&](c10d::Backend& backend, int rank) {
+    Tensors t{torch::ones({4'000'000})};
+    if (rank == 1) {
+      auto const work = backend.allreduce(t, {});
+      dynamic_cast<pardl::detail::ShmBackend&>(backend).engine().shutdown(std::chrono::milliseconds(0));
+      CHECK(has(thrown([&] { work->wait(); }), "was given up: the group was shut down"));
+      gone.count_down();
+      return;
+    }
+    gone.wait();
+    CHECK(has(thrown([&] { backend.allreduce(t, {})->wait(); }), "rank 1 has ended the group"));
+  });
+}
+
+TEST_CASE("a future hears of a failure, whoever moves its operation on") {
+  for (auto const progress : {Progress::caller, Progress::thread})
+    bare(2, {.progress = progress}, [](c10d::Backend& backend, int rank) {
+      if (rank == 1) return backend.abort();
+      Tensors t{torch::ones({5})};
+      std::string text;
+      try {
+        auto const future = backend.allreduce(t, {})->getFuture();
+        future->wait();
+        CHECK(future->hasError());
+        text = future->tryRetrieveErrorMessage();
+      } catch (pardl::CommError const& error) {  // the rank had gone before
+        text = error.what();
+      }
+      CHECK_MESSAGE(has(text, "the group was aborted"), text);
+    });
 }
 
 TEST_CASE("a rank that ends the group in good order is not waited for, one that throws takes the others along") {

@@ -126,7 +126,8 @@ TEST_CASE("a rank killed at any moment is named by the others within their time,
   TemporaryFolder const folder;
   for (int round = 0; round < 200; ++round) {
     CAPTURE(round);
-    int const size = 2 + static_cast<int>(draws() % 2), victim = static_cast<int>(draws()) & 1;
+    int const size = 2 + static_cast<int>(draws() % 2),
+              victim = static_cast<int>(draws() % static_cast<unsigned>(size));
     auto const ranks = start((folder.path() / std::to_string(round)).string(), size, std::chrono::seconds(25));
     bool all = true;
     for (auto const& rank : ranks) all = at_work(rank) && all;

@@ -1,10 +1,17 @@
 // SPDX-License-Identifier: MIT
-// Groups over shared memory for tests of it.
+// Groups and backends over shared memory for tests of them.
 #pragma once
 
+#include <chrono>
+#include <exception>
+#include <mutex>
 #include <string>
+#include <thread>
+#include <torch/csrc/distributed/c10d/HashStore.hpp>
+#include <vector>
 
-#include "pardl/comm/process_group.hpp"
+#include "pardl/comm/backend/shm.hpp"
+#include "pardl/policy/error.hpp"
 #include "support/ranks.hpp"
 
 namespace shm_test {
@@ -15,5 +22,40 @@ void over_shm(int n, F&& f) {
 }
 
 inline bool has(std::string const& text, std::string const& part) { return text.find(part) != std::string::npos; }
+
+/// Backends without a group around them, on threads; f(backend, rank).
+template <class F>
+void bare(int n, pardl::ShmOptions options, F&& f) {
+  if (options.timeout == std::chrono::minutes(10)) options.timeout = std::chrono::seconds(30);
+  auto const store = c10::make_intrusive<c10d::HashStore>();
+  std::vector<std::thread> threads;
+  std::mutex mutex;
+  std::exception_ptr first;
+  for (int rank = 0; rank < n; ++rank)
+    threads.emplace_back([&, rank] {
+      try {
+        auto const backend = pardl::backend::shm(store, rank, n, options);
+        f(*backend, rank);
+      } catch (...) {
+        std::lock_guard const lock(mutex);
+        if (!first) first = std::current_exception();
+      }
+    });
+  for (auto& thread : threads) thread.join();
+  if (first) std::rethrow_exception(first);
+}
+
+/// What the call throws, in words.
+template <class F>
+std::string thrown(F&& f) {
+  try {
+    f();
+  } catch (pardl::CommTimeout const& e) {
+    return std::string("CommTimeout ") + e.what();
+  } catch (pardl::CommError const& e) {
+    return std::string("CommError ") + e.what();
+  }
+  return "nothing";
+}
 
 }  // namespace shm_test

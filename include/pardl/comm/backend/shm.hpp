@@ -136,11 +136,13 @@ class ShmBackend final : public c10d::Backend {
     return reduction(Op::REDUCE, Stamp("reduce", t).from(o.rootRank).alike().within(o.timeout), t, o.reduceOp);
   }
   Started reduce_scatter(Tensors& out, Lists& in, c10d::ReduceScatterOptions const& o) override {
-    return scattered(Op::REDUCE_SCATTER, Stamp("reduce_scatter", out).within(o.timeout), out, in.at(0), o.reduceOp);
+    return scattered(Op::REDUCE_SCATTER, Parcel(Stamp("reduce_scatter", out).within(o.timeout)), out, in.at(0),
+                     o.reduceOp);
   }
   Started _reduce_scatter_base(at::Tensor& out, at::Tensor& in, c10d::ReduceScatterOptions const& o) override {
-    return scattered(Op::_REDUCE_SCATTER_BASE, Stamp("reduce_scatter_into", in).alike().within(o.timeout), {out},
-                     pieces(in), o.reduceOp);
+    Parcel parcel(Stamp("reduce_scatter_into", in).alike().within(o.timeout));
+    auto const shares = pieces(parcel.plain(in, true, false));
+    return scattered(Op::_REDUCE_SCATTER_BASE, std::move(parcel), {out}, shares, o.reduceOp);
   }
   Started reduce_scatter_tensor_coalesced(Tensors& out, Tensors& in, c10d::ReduceScatterOptions const& o) override {
     return each(out.size(), [&](std::size_t i) { return _reduce_scatter_base(out[i], in.at(i), o); });
@@ -155,16 +157,18 @@ class ShmBackend final : public c10d::Backend {
     return start(Op::BROADCAST, std::move(parcel), shm::Way::whole, t, bytes_of(t));
   }
   Started allgather(Lists& out, Tensors& in, c10d::AllgatherOptions const& o) override {
-    return gathered(Op::ALLGATHER, Stamp("all_gather", in).within(o.timeout), out.at(0), in);
+    return gathered(Op::ALLGATHER, Parcel(Stamp("all_gather", in).within(o.timeout)), out.at(0), in);
   }
   Started _allgather_base(at::Tensor& out, at::Tensor& in, c10d::AllgatherOptions const& o) override {
-    return gathered(Op::_ALLGATHER_BASE, Stamp("all_gather_into", in).alike().within(o.timeout), pieces(out), {in});
+    Parcel parcel(Stamp("all_gather_into", in).alike().within(o.timeout));
+    auto const places = pieces(parcel.plain(out, false, true));
+    return gathered(Op::_ALLGATHER_BASE, std::move(parcel), places, {in});
   }
   Started allgather_coalesced(Lists& out, Tensors& in, c10d::AllgatherOptions const& o) override {
     return each(in.size(), [&](std::size_t i) {  // out[r] holds what rank r brings, tensor by tensor
       Tensors one{in[i]}, all;
       for (auto& list : out) all.push_back(list.at(i));
-      return gathered(Op::ALLGATHER_COALESCED, Stamp("all_gather_coalesced", one).within(o.timeout), all, one);
+      return gathered(Op::ALLGATHER_COALESCED, Parcel(Stamp("all_gather_coalesced", one).within(o.timeout)), all, one);
     });
   }
   Started allgather_into_tensor_coalesced(Tensors& out, Tensors& in, c10d::AllgatherOptions const& o) override {
@@ -172,29 +176,30 @@ class ShmBackend final : public c10d::Backend {
   }
   Started gather(Lists& out, Tensors& in, c10d::GatherOptions const& o) override {
     bool const root = o.rootRank == rank_;
-    return gathered(Op::GATHER, Stamp("gather", in).from(o.rootRank).within(o.timeout), root ? out.at(0) : Tensors{},
-                    in);
+    return gathered(Op::GATHER, Parcel(Stamp("gather", in).from(o.rootRank).within(o.timeout)),
+                    root ? out.at(0) : Tensors{}, in);
   }
   Started scatter(Tensors& out, Lists& in, c10d::ScatterOptions const& o) override {
     Parcel parcel(Stamp("scatter", out).from(o.rootRank).within(o.timeout));
     if (o.rootRank == rank_) {
       check_list(parcel.stamp, in.at(0), out.at(0));
       for (auto& piece : in[0]) parcel.give.push_back(parcel.row({piece}, true, false));
-      Parcel::copy(in[0][static_cast<std::size_t>(rank_)], out[0]);
+      parcel.copy(in[0][static_cast<std::size_t>(rank_)], out[0]);
     } else {
       parcel.take.push_back(parcel.row(out, false, true));
     }
     return start(Op::SCATTER, std::move(parcel), shm::Way::dealt, out, bytes_of(out));
   }
   Started alltoall(Tensors& out, Tensors& in, c10d::AllToAllOptions const& o) override {
-    return exchanged(Op::ALLTOALL, Stamp("all_to_all", in).within(o.timeout), out, in, out);
+    return exchanged(Op::ALLTOALL, Parcel(Stamp("all_to_all", in).within(o.timeout)), out, in, out);
   }
   Started alltoall_base(at::Tensor& out, at::Tensor& in, Sizes& takes, Sizes& gives,
                         c10d::AllToAllOptions const& o) override {
-    Tensors const whole{out};
-    return exchanged(Op::ALLTOALL_BASE, Stamp("all_to_all_single", in).within(o.timeout),
-                     takes.empty() ? pieces(out) : out.split_with_sizes(takes),
-                     gives.empty() ? pieces(in) : in.split_with_sizes(gives), whole);
+    Parcel parcel(Stamp("all_to_all_single", in).within(o.timeout));
+    auto const into = parcel.plain(out.detach(), false, true), from = parcel.plain(in.detach(), true, false);
+    auto const places = takes.empty() ? pieces(into) : into.split_with_sizes(takes);
+    auto const shares = gives.empty() ? pieces(from) : from.split_with_sizes(gives);
+    return exchanged(Op::ALLTOALL_BASE, std::move(parcel), places, shares, {out});
   }
 
   // ---- meetings ----
@@ -228,7 +233,7 @@ class ShmBackend final : public c10d::Backend {
     throw ConfigError(sentence("comm", rank_, size_, std::string(stamp.name) + ": " + what,
                                "give each rank a tensor, alike in size and dtype"));
   }
-  /// As many equal pieces of its memory as there are ranks.
+  /// As many equal pieces of its memory, which is plain, as there are ranks.
   [[nodiscard]] Tensors pieces(at::Tensor const& whole) const {
     if (whole.numel() % size_ != 0)
       throw ConfigError(sentence("comm", rank_, size_,
@@ -255,12 +260,11 @@ class ShmBackend final : public c10d::Backend {
     return start(type, std::move(parcel), all_read_all ? shm::Way::whole : shm::Way::sliced, t, bytes_of(t),
                  op.op_ + 1);
   }
-  Started scattered(Op type, Stamp const& stamp, Tensors const& out, Tensors const& in, c10d::ReduceOp const& op) {
-    Parcel parcel(stamp);
-    check_list(stamp, in, out.at(0));
+  Started scattered(Op type, Parcel&& parcel, Tensors const& out, Tensors const& in, c10d::ReduceOp const& op) {
+    check_list(parcel.stamp, in, out.at(0));
     set_operation(parcel, out, op);
     if (size_ == 1) {
-      Parcel::copy(in[0], out[0]);
+      parcel.copy(in[0], out[0]);
       parcel.give.emplace_back();
     } else {
       for (auto const& piece : in) parcel.give.push_back(parcel.row({piece}, true, false));
@@ -269,11 +273,12 @@ class ShmBackend final : public c10d::Backend {
     return start(type, std::move(parcel), size_ == 1 ? shm::Way::whole : shm::Way::dealt, out, bytes_of(out),
                  op.op_ + 1);
   }
-  Started gathered(Op type, Stamp const& stamp, Tensors const& out, Tensors const& in) {
-    Parcel parcel(stamp);
+  Started gathered(Op type, Parcel&& parcel, Tensors const& out, Tensors const& in) {
+    auto const& stamp = parcel.stamp;
     bool const takes = stamp.peer < 0 || stamp.peer == rank_;
     std::size_t const bytes = bytes_of(in);
     bool even = true;
+    std::uint64_t sizes = 0;
     if (takes) {
       if (out.size() != static_cast<std::size_t>(size_))
         refuse(stamp, std::to_string(out.size()) + " outputs for " + std::to_string(size_) + " ranks");
@@ -281,24 +286,24 @@ class ShmBackend final : public c10d::Backend {
       if (out[me].nbytes() != bytes) refuse(stamp, "this rank's output is not as large as its input");
       for (std::size_t r = 0; r < out.size(); ++r) {
         even = even && out[r].nbytes() == bytes;
+        sizes = shm::Call::mixed(sizes, out[r].nbytes());
         parcel.take.push_back(r == me ? shm::Row() : parcel.row({out[r]}, false, true));
       }
-      Parcel::copy(in.at(0), out[me]);
+      parcel.copy(in.at(0), out[me]);
     }
     if (stamp.peer < 0 || !takes) parcel.give.push_back(parcel.row(in, true, false));
-    return start(type, std::move(parcel), shm::Way::whole, out, even ? bytes : 0);
+    return start(type, std::move(parcel), shm::Way::whole, out, even ? bytes : sizes);
   }
-  Started exchanged(Op type, Stamp const& stamp, Tensors const& out, Tensors const& in, Tensors const& result) {
-    Parcel parcel(stamp);
+  Started exchanged(Op type, Parcel&& parcel, Tensors const& out, Tensors const& in, Tensors const& result) {
     auto const me = static_cast<std::size_t>(rank_), n = static_cast<std::size_t>(size_);
     if (out.size() != n || in.size() != n)
-      refuse(stamp, std::to_string(in.size()) + " inputs and " + std::to_string(out.size()) + " outputs");
+      refuse(parcel.stamp, std::to_string(in.size()) + " inputs and " + std::to_string(out.size()) + " outputs");
     for (std::size_t r = 0; r < n; ++r) {
       parcel.give.push_back(r == me ? shm::Row() : parcel.row({in[r]}, true, false));
       parcel.take.push_back(r == me ? shm::Row() : parcel.row({out[r]}, false, true));
     }
-    if (in[me].numel() != out[me].numel()) refuse(stamp, "what this rank sends itself is not what it takes");
-    Parcel::copy(in[me].detach().reshape(-1), out[me].detach().view(-1));
+    if (in[me].numel() != out[me].numel()) refuse(parcel.stamp, "what this rank sends itself is not what it takes");
+    parcel.copy(in[me], out[me]);
     return start(type, std::move(parcel), shm::Way::dealt, result, 0, 0, /*first_sizes=*/true);
   }
 
@@ -318,7 +323,9 @@ class ShmBackend final : public c10d::Backend {
 
   Started start(Op type, Parcel&& parcel, shm::Way way, Tensors const& result, std::size_t bytes,
                 std::uint8_t operation = 0, bool first_sizes = false) {
-    auto const work = c10::make_intrusive<shm::ShmWork>(engine_, type, parcel.stamp, result, parcel.finish());
+    auto const work = c10::make_intrusive<shm::ShmWork>(engine_, type, parcel.stamp, result);
+    work->before = parcel.before();
+    work->after = parcel.after();
     auto& c = work->collective.emplace();
     c.call = shm::call_of(parcel.stamp, bytes, operation);
     c.way = way;
@@ -353,7 +360,9 @@ class ShmBackend final : public c10d::Backend {
     letter->tag = tag;
     letter->dtype = t.empty() ? 0 : static_cast<std::uint8_t>(t[0].scalar_type());
     if (peer >= size_ || (sends && peer < 0)) refuse(parcel.stamp, "there is no rank " + std::to_string(peer));
-    auto const work = c10::make_intrusive<shm::ShmWork>(engine_, type, parcel.stamp, t, parcel.finish());
+    auto const work = c10::make_intrusive<shm::ShmWork>(engine_, type, parcel.stamp, t);
+    work->before = parcel.before();
+    work->after = parcel.after();
     work->message = letter;
     work->kept = std::move(parcel).kept();
     return started(work);
@@ -371,16 +380,29 @@ class ShmBackend final : public c10d::Backend {
     return c10::make_intrusive<shm::ManyWorks>(std::move(works));
   }
 
-  /// Sparse COO: all ranks' entries, in the order of ranks, then summed. Blocks, since how much comes is known only
-  /// after a first meeting. \cost three all-gathers: of a number, and of as many entries as the fullest rank has.
+  /// Sparse COO: all ranks' entries, in the order of ranks, then summed, half and bfloat16 in float. Blocks, since how
+  /// much comes is known only after a first meeting. \cost three all-gathers: of a shape, and of as many entries as the
+  /// fullest rank has. \throws CommError on all ranks where shapes differ.
   Started sparse_sum(Tensors& t, c10d::AllreduceOptions const& o) {
     if (t[0].layout() != c10::kSparse || o.reduceOp.op_ != c10d::ReduceOp::SUM)
       refuse(Stamp("all_reduce", t), "sparse tensors of the layout COO can be summed, and nothing else");
     torch::NoGradGuard const no_grad;
-    auto const mine = t[0].detach().coalesce();
-    auto const counts = gather_equal(torch::tensor({mine._nnz()}, torch::kInt64), o.timeout);
+    auto const dtype = t[0].scalar_type();
+    bool const narrow = dtype == torch::kHalf || dtype == torch::kBFloat16;
+    auto const mine = (narrow ? t[0].detach().to(torch::kFloat) : t[0].detach()).coalesce();
+    std::vector<std::int64_t> about{mine._nnz(), mine.sparse_dim(), static_cast<std::int64_t>(dtype)};
+    about.insert(about.end(), mine.sizes().begin(), mine.sizes().end());
+    auto const counts = gather_equal(torch::tensor(about, torch::kInt64), o.timeout);
     std::int64_t most = 0;
-    for (auto const& count : counts) most = std::max(most, count.item<std::int64_t>());
+    for (std::size_t r = 0; r < counts.size(); ++r) {
+      most = std::max(most, counts[r][0].item<std::int64_t>());
+      if (!torch::equal(counts[r].slice(0, 1), counts[static_cast<std::size_t>(rank_)].slice(0, 1)))
+        throw CommError(sentence("comm", rank_, size_,
+                                 "all_reduce: rank " + std::to_string(r) +
+                                     " has a sparse tensor of another shape or dtype than this one, " +
+                                     c10::str(mine.sizes()),
+                                 "give all ranks alike"));
+    }
     auto const padded = [most](at::Tensor const& rows) {  // the entries come first
       auto shape = rows.sizes().vec();
       shape[0] = most;
@@ -392,18 +414,19 @@ class ShmBackend final : public c10d::Backend {
     auto const values = gather_equal(padded(mine.values().contiguous()), o.timeout);
     Tensors all_indices, all_values;
     for (std::size_t r = 0; r < counts.size(); ++r) {
-      all_indices.push_back(indices[r].narrow(0, 0, counts[r].item<std::int64_t>()));
-      all_values.push_back(values[r].narrow(0, 0, counts[r].item<std::int64_t>()));
+      auto const count = counts[r][0].item<std::int64_t>();
+      all_indices.push_back(indices[r].narrow(0, 0, count));
+      all_values.push_back(values[r].narrow(0, 0, count));
     }
     auto const sum =
         torch::sparse_coo_tensor(torch::cat(all_indices).t(), torch::cat(all_values), mine.sizes()).coalesce();
-    t[0].copy_(sum);
+    t[0].copy_(narrow ? sum.to(dtype) : sum);
     return c10::make_intrusive<DoneWork>(Op::_ALLREDUCE_SPARSE, t);
   }
   Tensors gather_equal(at::Tensor const& mine, std::chrono::milliseconds timeout) {
     Tensors all, in{mine};
     for (int r = 0; r < size_; ++r) all.push_back(torch::empty_like(mine));
-    gathered(Op::ALLGATHER, Stamp("all_gather", in).within(timeout), all, in)->wait();
+    gathered(Op::ALLGATHER, Parcel(Stamp("all_gather", in).within(timeout)), all, in)->wait();
     return all;
   }
 

@@ -26,7 +26,9 @@ inline constexpr std::size_t line = 64;  ///< bytes that processors hand each ot
 /// A collective as its rank has called it: enough to see whether all ranks mean the same, and to say what they meant.
 struct Call {
   std::uint64_t number;  ///< 1, 2, …
-  std::uint64_t bytes;   ///< of what must be equally large on all ranks; 0 where nothing must
+  /// Of what must be equally large on all ranks; 0 where nothing must. With the highest bit: a digest of the sizes that
+  /// each rank has, which all must know alike.
+  std::uint64_t bytes;
   std::uint32_t tensors;
   std::int32_t root;  ///< -1: none
   std::uint8_t name;  ///< place in `names`
@@ -34,6 +36,13 @@ struct Call {
   std::uint8_t dtype;
   std::uint8_t dimensions;  ///< of the first tensor; 255: more than there is room for
   std::int64_t shape[6];
+
+  static constexpr std::uint64_t digest = std::uint64_t{1} << 63;
+  [[nodiscard]] static constexpr std::uint64_t mixed(std::uint64_t so_far, std::uint64_t size) noexcept {
+    return ((so_far ^ size) * 0x9e37'79b9'7f4a'7c15 + (so_far >> 32)) | digest;
+  }
+  /// Whether the first tensor has one size on all ranks.
+  [[nodiscard]] bool one_size() const noexcept { return bytes != 0 && (bytes & digest) == 0; }
 
   /// All but the shape, which may differ where the bytes are the same.
   [[nodiscard]] bool agrees(Call const& other) const noexcept {

@@ -52,7 +52,7 @@ inline Stamp stamp_of(Call const& call) {
   stamp.number = call.number;
   stamp.peer = call.root;
   stamp.tensors = call.tensors;
-  stamp.same_shapes = call.bytes != 0;
+  stamp.same_shapes = call.one_size();
   stamp.dtype = static_cast<c10::ScalarType>(call.dtype);
   if (call.dimensions <= std::size(call.shape)) stamp.shape.assign(call.shape, call.shape + call.dimensions);
   return stamp;

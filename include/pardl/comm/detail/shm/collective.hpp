@@ -79,6 +79,13 @@ class Mover {
   }
   [[nodiscard]] bool over(Collective const& c) const { return c.collected == c.ticks; }
 
+  /// Whether all that have come to this collective mean the same by it, those too that this one takes nothing from.
+  [[nodiscard]] bool all_mean(Collective const& c) {
+    for (std::size_t r = 0; r < ranks_ && odd_.empty(); ++r)
+      if (r != me_) (void)has_come(r, c);
+    return odd_.empty();
+  }
+
   /// What a rank means otherwise than this one, once that is found; empty: nothing.
   [[nodiscard]] std::string const& odd() const noexcept { return odd_; }
   [[nodiscard]] std::uint64_t number() const noexcept { return number_; }
@@ -207,10 +214,7 @@ class Mover {
     if (c.collected == c.combined || c.collected == c.ticks) return false;
     auto const tick = c.first_tick + c.collected + 1;
     if (c.take.empty() && !c.first_sizes) {
-      // Nothing to read; but slots and calls are looked at before they can be overwritten.
-      for (std::size_t r = 0; r < ranks_; ++r)
-        if (r != me_) (void)has_come(r, c);
-      return odd_.empty();
+      return all_mean(c);  // nothing to read; but calls are looked at before they can be overwritten
     }
     if (auto const from = source(c); from >= 0) {
       auto const& seat = ground_.seat(static_cast<std::size_t>(from));

@@ -3,12 +3,15 @@
 /// \layer  comm, private.
 ///
 /// Whoever calls an operation, waits for one or asks for its future moves all of this rank's operations on, as far as
-/// they can go without waiting. Where each rank has a core to spare, a thread does so too while nobody waits.
+/// they can go without waiting. Where each rank has a core to spare, a thread does so too while nobody waits; and where
+/// not, as soon as whoever began them waits for another group's, since the ranks may wait for the two in any order.
 #pragma once
 
 #include <c10/core/ScalarType.h>
+#include <c10/util/Exception.h>
 #include <c10/util/SmallVector.h>
 #include <c10/util/accumulate.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -18,12 +21,14 @@
 #include <cstdint>
 #include <deque>
 #include <exception>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "pardl/comm/detail/post_mortem.hpp"
 #include "pardl/comm/detail/shm/board.hpp"
@@ -59,6 +64,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
 
   Engine(Meeting meeting, Plan plan)
       : plan_(plan),
+        process_(::getpid()),
         timeout_(plan.timeout),
         ground_(std::move(meeting.ground)),
         verdict_(ground_, plan.rank, plan.size),
@@ -80,6 +86,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
       if (stamp.timeout.count() < 0) stamp.timeout = timeout_;
       work->deadline = Clock::now() + stamp.timeout;
       if (work->message) {
+        if (work->before) std::exchange(work->before, nullptr)();
         stamp.number = ++messages_;
         bool const sends = std::string_view(stamp.name) == "send";
         letters_.push_back(work);
@@ -90,7 +97,11 @@ class Engine : public std::enable_shared_from_this<Engine> {
       }
     }
     (void)drive();
-    if (plan_.progress == Progress::thread && !work->over()) wake_helper();
+    if (work->over()) return;
+    if (plan_.progress == Progress::thread)
+      wake_helper();
+    else
+      begun_here().insert(*this);
   }
 
   /// Moves operations on. \returns whether any was; false also while another thread does it.
@@ -176,14 +187,14 @@ class Engine : public std::enable_shared_from_this<Engine> {
 
   /// Ends this rank's part: what is under way may take up to `limit`.
   void shutdown(std::chrono::milliseconds limit) noexcept {
+    if (::getpid() != process_) {  // a fork's copy: the rank is its parent, and so is the thread
+      if (helper_.joinable()) helper_.detach();
+      return;
+    }
     try {
       auto const until = Clock::now() + limit;
-      auto const idle = [this] {
-        std::lock_guard const lock(mutex_);
-        return queue_.empty() && letters_.empty();
-      };
       while (!verdict_.given() && !idle() && Clock::now() < until)
-        if (!drive()) doze(idle);
+        if (!drive()) doze([this] { return idle(); });
       Ended ended;
       {
         std::lock_guard const lock(mutex_);
@@ -218,6 +229,33 @@ class Engine : public std::enable_shared_from_this<Engine> {
   };
   using Ended = c10::SmallVector<EndedWork, 2>;
 
+  /// Engines with operations that the present thread has begun and, having none to do it, must itself move on.
+  class BegunHere {
+   public:
+    void insert(Engine& engine) {
+      for (auto const& known : engines_)
+        if (known.lock().get() == &engine) return;
+      engines_.push_back(engine.weak_from_this());
+    }
+    /// Before this thread sleeps for one of them: the others get a thread.
+    void hand_over_all_but(Engine const* waited) {
+      if (engines_.empty() || (engines_.size() == 1 && engines_.front().lock().get() == waited)) return;
+      std::erase_if(engines_, [waited](std::weak_ptr<Engine> const& known) {
+        auto const engine = known.lock();
+        if (engine.get() == waited) return false;
+        if (engine && !engine->idle()) engine->wake_helper();
+        return true;
+      });
+    }
+
+   private:
+    std::vector<std::weak_ptr<Engine>> engines_;
+  };
+  static BegunHere& begun_here() {
+    thread_local BegunHere engines;
+    return engines;
+  }
+
   [[nodiscard]] Seat& seat() const noexcept { return ground_.seat(static_cast<std::size_t>(plan_.rank)); }
 
   // ---- under the lock ----
@@ -236,25 +274,41 @@ class Engine : public std::enable_shared_from_this<Engine> {
     if (!letters_.empty())
       std::erase_if(letters_, [&](WorkHandle const& letter) {  // also one that had come before it was asked for
         if (!letter->message->over) return false;
-        ended.push_back({letter, nullptr});
+        std::exception_ptr error;
+        if (letter->after && !done(letter->after, *letter))
+          error = std::make_exception_ptr(CommError(sentence("comm", plan_.rank, plan_.size, wrong_)));
+        ended.push_back({letter, std::move(error)});
         return moved = true;
       });
     if (!mail_.odd().empty()) return fail_odd(letters_.empty() ? nullptr : letters_.front().get(), mail_.odd(), ended);
     while (!queue_.empty()) {
       auto& work = *queue_.front();
       if (!begun_) {
+        if (work.before && !done(work.before, work)) return fail_odd(&work, wrong_, ended);
         mover_.begin(*work.collective);
         begun_ = true;
       }
       moved |= mover_.advance(*work.collective);
       if (!mover_.odd().empty()) return fail_odd(&work, mover_.odd(), ended);
       if (!mover_.over(*work.collective)) break;
-      seat().finished.store(work.collective->call.number, std::memory_order_relaxed);
+      seat().finished.store(work.collective->call.number, std::memory_order_release);
+      if (work.after && !done(work.after, work)) return fail_odd(&work, wrong_, ended);
       ended.push_back({std::move(queue_.front()), nullptr});
       queue_.pop_front();
       begun_ = false;
     }
     return moved;
+  }
+
+  /// Copies before or after an operation. \returns false where they throw; wrong_ says what.
+  bool done(std::function<void()>& copies, ShmWork const& work) {
+    try {
+      std::exchange(copies, nullptr)();
+      return true;
+    } catch (std::exception const& error) {
+      wrong_ = std::string(work.stamp.name) + " could not copy a tensor: " + first_line(error.what());
+      return false;
+    }
   }
 
   /// \returns whether anything has ended: what is odd stays so, and is looked at again.
@@ -281,17 +335,23 @@ class Engine : public std::enable_shared_from_this<Engine> {
 
   void finish(Ended& ended) {
     if (ended.empty()) return;
-    for (auto& each : ended) each.work->end(std::move(each.error));
+    for (auto& each : ended) each.work->settle(std::move(each.error));
     ground_.board().bell.ring();  // for threads of this rank that wait for one of them
+    for (auto& each : ended) each.work->tell();
+  }
+  [[nodiscard]] bool idle() {
+    std::lock_guard const lock(mutex_);
+    return queue_.empty() && letters_.empty();
   }
 
   template <class Ready>
   void doze(Ready&& ready) {
+    begun_here().hand_over_all_but(this);
     ground_.board().bell.sleep(std::chrono::milliseconds(50), [&] { return drive() || ready(); });
     look_after();
   }
 
-  /// Deaths, departures and deadlines: what no bell tells.
+  /// Deaths, departures, deadlines, and ranks that have come to something else: what no bell tells.
   void look_after() {
     std::lock_guard const lock(mutex_);
     if (verdict_.given() || ended_) return;
@@ -307,10 +367,11 @@ class Engine : public std::enable_shared_from_this<Engine> {
       if (ground_.seat(rank).state.compare_exchange_strong(here, dead, std::memory_order_seq_cst) || here == dead)
         return lost(rank, " has died");
     }
+    if (begun_ && !mover_.all_mean(*queue_.front()->collective))
+      return verdict_.give("failed: " + mover_.odd(), false, &first->stamp);
     for (std::size_t r = 0; r < ground_.sizes().ranks; ++r) {
       if (ground_.seat(r).state.load(std::memory_order_acquire) != left) continue;
-      bool const misses =
-          !queue_.empty() && ground_.seat(r).announced.load(std::memory_order_acquire) < mover_.number();
+      bool const misses = begun_ && ground_.seat(r).finished.load(std::memory_order_acquire) < mover_.number();
       if (misses || (!letters_.empty() && waits_for(r))) return lost(r, " has ended the group");
     }
     auto const now = Clock::now();
@@ -351,16 +412,13 @@ class Engine : public std::enable_shared_from_this<Engine> {
         if (helper_stop_) return;
         helper_has_work_ = false;
       }
-      auto const idle = [this] {
-        std::lock_guard const lock(mutex_);
-        return queue_.empty() && letters_.empty();
-      };
       while (!idle())
-        if (!drive()) doze(idle);
+        if (!drive()) doze([this] { return idle(); });
     }
   }
 
   Plan const plan_;
+  pid_t const process_;
   std::chrono::milliseconds timeout_;
   std::mutex mutex_;
   Ground ground_;
@@ -372,6 +430,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   std::deque<WorkHandle> letters_;
   bool begun_ = false;  ///< the first of the queue is announced
   bool ended_ = false;
+  std::string wrong_;
   std::atomic<std::uint64_t> issued_{0};
   std::uint64_t messages_ = 0;
   std::atomic<bool> heard_{false};
@@ -382,26 +441,28 @@ class Engine : public std::enable_shared_from_this<Engine> {
   bool helper_stop_ = false, helper_has_work_ = false;
 };
 
-inline void ShmWork::end(std::exception_ptr error) {
-  if (!error && finish_) try {
-      finish_();
-    } catch (...) {
-      error = std::current_exception();
-    }
-  finish_ = nullptr;
+inline void ShmWork::settle(std::exception_ptr error) {
+  before = after = nullptr;
   kept.clear();
-  c10::intrusive_ptr<c10::ivalue::Future> future;
-  {
-    std::lock_guard const lock(future_mutex_);
-    error_ = error;
-    over_.store(true, std::memory_order_seq_cst);
-    future = future_;
-  }
+  std::lock_guard const lock(future_mutex_);
+  error_ = std::move(error);
+  untold_ = future_;  // one that is made from now on is complete at once
+  over_.store(true, std::memory_order_seq_cst);
+}
+inline void ShmWork::tell() noexcept {
+  auto const future = std::exchange(untold_, nullptr);
   if (!future) return;
-  if (error)
-    future->setError(error);
-  else
-    future->markCompleted(c10::IValue(result_));
+  try {
+    if (error_)
+      future->setError(error_);
+    else
+      future->markCompleted(c10::IValue(result_));
+  } catch (std::exception const& error) {  // whoever moves operations on has nothing to do with it
+    TORCH_WARN("[comm] a callback of ", stamp.text(), " threw, which nobody hears of: ", error.what(),
+               "; give it to then(), whose future hands it on");
+  } catch (...) {
+    TORCH_WARN("[comm] a callback of ", stamp.text(), " threw, which nobody hears of; give it to then()");
+  }
 }
 inline bool ShmWork::isCompleted() {
   if (!over()) (void)engine_->drive();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// \file   An operation's tensors as rows of bytes, and what is left to do with them when it is over.
+/// \file   An operation's tensors as rows of bytes, and what is to be done with them before it begins and after it.
 /// \layer  comm, private.
 #pragma once
 
@@ -27,44 +27,63 @@ class Parcel {
   Combine combine = nullptr;
   std::size_t element = 1;  ///< bytes of a number
 
-  /// The bytes of these tensors, in their order. What is not contiguous or not on the CPU goes by way of a copy.
+  /// The tensor itself where its memory is its numbers, one after the other; else one of its shape that is so, filled
+  /// when the operation begins (now, from another device: its stream is the caller's) and copied back when it is over.
+  at::Tensor plain(at::Tensor const& tensor, bool reads, bool writes) {
+    if (tensor.is_cpu() && tensor.is_contiguous() && !tensor.is_conj() && !tensor.is_neg()) return tensor;
+    torch::NoGradGuard const no_grad;
+    auto const own = tensor.detach();
+    auto plain = torch::empty(tensor.sizes(), tensor.options().device(torch::kCPU).requires_grad(false));
+    if (reads && tensor.is_cpu())
+      first_.emplace_back(plain, own);
+    else if (reads)
+      plain.copy_(own);
+    if (writes) last_.emplace_back(own, plain);
+    return plain;
+  }
+  /// The bytes of these tensors, in their order.
   Row row(std::vector<at::Tensor> const& tensors, bool reads, bool writes) {
     Row row;
     for (auto const& tensor : tensors) {
-      auto plain = tensor;
-      if (!plain.is_cpu() || !plain.is_contiguous()) {
-        torch::NoGradGuard const no_grad;
-        plain = reads ? tensor.detach().to(torch::kCPU, /*non_blocking=*/false, /*copy=*/true).contiguous()
-                      : torch::empty(tensor.sizes(), tensor.options().device(torch::kCPU).requires_grad(false));
-        if (writes) back_.emplace_back(tensor.detach(), plain);
-      }
-      void* const data = writes ? plain.mutable_data_ptr() : const_cast<void*>(plain.const_data_ptr());
-      row.add(data, plain.nbytes());
-      kept_.push_back(std::move(plain));
+      auto memory = plain(tensor, reads, writes);
+      void* const data = writes ? memory.mutable_data_ptr() : const_cast<void*>(memory.const_data_ptr());
+      row.add(data, memory.nbytes());
+      kept_.push_back(std::move(memory));
     }
     return row;
   }
 
-  /// What a rank sends itself: at once, and nothing where both are the same memory.
-  static void copy(at::Tensor const& from, at::Tensor const& to) {
-    torch::NoGradGuard const no_grad;
-    if (from.is_alias_of(to) && from.const_data_ptr() == to.const_data_ptr() && from.strides() == to.strides()) return;
-    to.detach().copy_(from.detach().view_as(to));
+  /// What a rank sends itself, as it is when the operation begins; nothing where both are the same memory.
+  void copy(at::Tensor const& from, at::Tensor const& to) {
+    if (from.is_alias_of(to) && from.const_data_ptr() == to.const_data_ptr() && from.strides() == to.strides() &&
+        from.is_conj() == to.is_conj() && from.is_neg() == to.is_neg())
+      return;
+    if (from.is_cpu() && to.is_cpu()) {
+      first_.emplace_back(to.detach(), from.detach());
+    } else {
+      torch::NoGradGuard const no_grad;
+      to.detach().copy_(from.detach().reshape(to.sizes()));
+    }
   }
 
   [[nodiscard]] Kept kept() && { return std::move(kept_); }
-  /// Null where nothing is left to do.
-  [[nodiscard]] std::function<void()> finish() {
-    if (back_.empty()) return nullptr;
-    return [back = std::move(back_)]() mutable {
+  /// What is to be done before and after; null where nothing is.
+  [[nodiscard]] std::function<void()> before() { return copies(std::move(first_)); }
+  [[nodiscard]] std::function<void()> after() { return copies(std::move(last_)); }
+
+ private:
+  using Pairs = std::vector<std::pair<at::Tensor, at::Tensor>>;  ///< to, from
+
+  static std::function<void()> copies(Pairs pairs) {
+    if (pairs.empty()) return nullptr;
+    return [pairs = std::move(pairs)]() mutable {
       torch::NoGradGuard const no_grad;
-      for (auto& [to, from] : back) to.copy_(from);
+      for (auto& [to, from] : pairs) to.copy_(from.reshape(to.sizes()));
     };
   }
 
- private:
   Kept kept_;
-  std::vector<std::pair<at::Tensor, at::Tensor>> back_;
+  Pairs first_, last_;
 };
 
 }  // namespace pardl::inline PARDL_ABI::detail::shm

@@ -33,24 +33,23 @@ using Kept = c10::SmallVector<at::Tensor, 2>;
 /// An operation under way: the caller's handle, and all that the engine knows of it.
 class ShmWork final : public c10d::Work {
  public:
-  ShmWork(std::shared_ptr<Engine> engine, c10d::OpType type, Stamp its_stamp, std::vector<at::Tensor> result,
-          std::function<void()> finish)
-      : Work(-1, type),
-        stamp(std::move(its_stamp)),
-        engine_(std::move(engine)),
-        result_(std::move(result)),
-        finish_(std::move(finish)) {}
+  ShmWork(std::shared_ptr<Engine> engine, c10d::OpType type, Stamp its_stamp, std::vector<at::Tensor> result)
+      : Work(-1, type), stamp(std::move(its_stamp)), engine_(std::move(engine)), result_(std::move(result)) {}
 
   // For the engine alone, under its lock.
   Stamp stamp;
   Clock::time_point deadline{};
   std::optional<Collective> collective;
   std::shared_ptr<Message> message;
-  Kept kept;  ///< what the rows lie in
+  Kept kept;                     ///< what the rows lie in
+  std::function<void()> before;  ///< it begins, and no sooner: the operation before it may write what this one reads
+  std::function<void()> after;   ///< it, and before the next one begins
 
   [[nodiscard]] bool over() const noexcept { return over_.load(std::memory_order_seq_cst); }
-  /// Once, without the engine's lock: callbacks may begin other operations.
-  void end(std::exception_ptr error);
+  /// Once each, without the engine's lock, since callbacks may begin other operations. All that have ended together
+  /// are settled before the first is told of: its callbacks may wait for another.
+  void settle(std::exception_ptr error);
+  void tell() noexcept;
 
   bool isCompleted() override;
   bool isSuccess() const override { return over() && !error_; }
@@ -66,11 +65,10 @@ class ShmWork final : public c10d::Work {
  private:
   std::shared_ptr<Engine> engine_;
   std::vector<at::Tensor> result_;
-  std::function<void()> finish_;
   std::atomic<bool> over_{false};
   std::exception_ptr error_;
   std::mutex future_mutex_;
-  c10::intrusive_ptr<c10::ivalue::Future> future_;
+  c10::intrusive_ptr<c10::ivalue::Future> future_, untold_;
 };
 using WorkHandle = c10::intrusive_ptr<ShmWork>;
 
