@@ -234,22 +234,24 @@ class Engine : public std::enable_shared_from_this<Engine> {
    public:
     void insert(Engine& engine) {
       for (auto const& known : engines_)
-        if (known.lock().get() == &engine) return;
-      engines_.push_back(engine.weak_from_this());
+        if (known.address == &engine && !known.handle.expired()) return;
+      engines_.push_back({&engine, engine.weak_from_this()});
     }
     /// Before this thread sleeps for one of them: the others get a thread.
     void hand_over_all_but(Engine const* waited) {
-      if (engines_.empty() || (engines_.size() == 1 && engines_.front().lock().get() == waited)) return;
-      std::erase_if(engines_, [waited](std::weak_ptr<Engine> const& known) {
-        auto const engine = known.lock();
-        if (engine.get() == waited) return false;
-        if (engine && !engine->idle()) engine->wake_helper();
+      std::erase_if(engines_, [waited](Known const& known) {
+        if (known.address == waited) return known.handle.expired();
+        if (auto const engine = known.handle.lock(); engine && !engine->idle()) engine->wake_helper();
         return true;
       });
     }
 
    private:
-    std::vector<std::weak_ptr<Engine>> engines_;
+    struct Known {
+      Engine const* address;
+      std::weak_ptr<Engine> handle;
+    };
+    std::vector<Known> engines_;
   };
   static BegunHere& begun_here() {
     thread_local BegunHere engines;
