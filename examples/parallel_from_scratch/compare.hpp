@@ -2,10 +2,10 @@
 /// \file   All strategies, each as a program of its own: with several seeds, then on growing shares of the images.
 #pragma once
 
-#include <spawn.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -13,15 +13,16 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
-#include <map>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <system_error>
 #include <utility>
 #include <vector>
 
+#include "child.hpp"
 #include "options.hpp"
-
-extern char** environ;
+#include "pardl/io/atomic_file.hpp"
+#include "trial.hpp"
 
 namespace parallel_from_scratch {
 
@@ -35,6 +36,18 @@ struct Mean {
   auto const n = static_cast<double>(values.size());
   for (double const x : values) squares += (x - sum / n) * (x - sum / n);
   return {sum / n, values.size() < 2 ? 0 : std::sqrt(squares / (n - 1) / n)};
+}
+
+[[nodiscard]] inline std::string fixed(double value, int digits) {
+  char text[64];
+  std::snprintf(text, sizeof text, "%.*f", digits, value);
+  return text;
+}
+/// With all its digits, as another program shall read it.
+[[nodiscard]] inline std::string exact(double value) {
+  char text[64];
+  std::snprintf(text, sizeof text, "%.17g", value);
+  return text;
 }
 
 /// What one program has told.
@@ -66,18 +79,40 @@ class Scratch {
   std::filesystem::path path_;
 };
 
+/// Makes the folder of the results. Told before hours of training, not after.
+inline void make_results_folder(std::filesystem::path const& folder) {
+  std::error_code error;
+  std::filesystem::create_directories(folder, error);
+  if (error)
+    refuse("no folder for the results can be made at --out " + folder.string() + ": " + error.message(),
+           "name another one");
+  try {
+    pardl::AtomicFile const attempt{folder / "results.csv"};
+  } catch (pardl::Error const&) {
+    refuse("results.csv cannot be written in --out " + folder.string(), "name another folder, or see its permissions");
+  }
+}
+
+/// Each run is in results.csv from its end on, whatever becomes of those after it.
 class Comparison {
  public:
-  explicit Comparison(Options options, std::vector<std::string> passed_on)
-      : options_(std::move(options)), passed_on_(std::move(passed_on)) {
+  /// \param handed_on  options for every run. \param to_ranks  for those that start ranks.
+  Comparison(Options options, std::vector<std::string> handed_on, std::vector<std::string> to_ranks)
+      : options_(std::move(options)), handed_on_(std::move(handed_on)), to_ranks_(std::move(to_ranks)) {
+    make_results_folder(options_.out);
+    HeldSignals const signals;  // the last to go: a signal that comes after the runs then finds no scratch folder
+    Scratch const scratch;
+    auto const measure = [&](std::vector<Run>& runs, char const* strategy, int seed, std::int64_t images, int epochs) {
+      runs.push_back(run(signals, scratch, strategy, seed, images, epochs));
+      pardl::write_file_atomically(results(), table());
+    };
+    auto const all = all_images();
     for (int seed = 1; seed <= options_.seeds; ++seed)
-      for (auto const* strategy : strategies)
-        runs_.push_back(run(strategy, static_cast<std::uint64_t>(seed), options_.limit_train, options_.epochs));
+      for (auto const* strategy : strategies) measure(runs_, strategy, seed, all, options_.epochs);
     // The first of two epochs warms up; the whole set has been seen already.
-    auto const all = runs_.front().images;
     for (std::int64_t const part : {8, 4, 2})
-      if (all / part >= options_.batch_size)
-        for (auto const* strategy : strategies) scaling_.push_back(run(strategy, 1, all / part, 2));
+      if (auto const images = whole_batches(all / part); images > 0)
+        for (auto const* strategy : strategies) measure(scaling_, strategy, 1, images, 2);
     for (auto const& one : runs_)
       if (one.seed == 1) scaling_.push_back(one);
   }
@@ -97,16 +132,46 @@ class Comparison {
   [[nodiscard]] Mean accuracy(std::string const& strategy) const {
     return over_seeds(strategy, [](Run const& one) { return one.accuracy.back(); });
   }
-  /// Of an epoch, without the first one where there are more.
+  /// Of an epoch, without the first one.
   [[nodiscard]] Mean seconds(std::string const& strategy) const { return over_seeds(strategy, usual_seconds); }
   [[nodiscard]] static double usual_seconds(Run const& one) {
-    std::vector<double> later(one.seconds.begin() + (one.seconds.size() > 1 ? 1 : 0), one.seconds.end());
-    return mean_of(later).value;
+    return mean_of({one.seconds.begin() + 1, one.seconds.end()}).value;
   }
 
  private:
-  Run run(std::string const& strategy, std::uint64_t seed, std::int64_t images, int epochs) {
-    auto const file = scratch_.path() / "summary.json";
+  [[nodiscard]] std::filesystem::path results() const { return std::filesystem::path(options_.out) / "results.csv"; }
+
+  /// A rest would be padded or cut by the number of ranks: not alike for all strategies.
+  [[nodiscard]] std::int64_t whole_batches(std::int64_t images) const { return images - images % options_.batch_size; }
+
+  /// The training images of the longest runs. \throws pardl::DataError as load(), before anything runs.
+  [[nodiscard]] std::int64_t all_images() const {
+    auto const wanted = std::min(load(options_).train.size(), options_.limit_train), all = whole_batches(wanted);
+    auto const batch = std::to_string(options_.batch_size);
+    if (all == 0)
+      refuse("--compare with --batch-size " + batch + " and " + std::to_string(wanted) + " training images",
+             "give a batch that is no larger");
+    if (all < wanted)
+      std::printf("Of %lld training images each run takes %lld, whole batches of %s, the same for all strategies.\n",
+                  static_cast<long long>(wanted), static_cast<long long>(all), batch.c_str());
+    return all;
+  }
+
+  /// One line for each epoch of each run.
+  [[nodiscard]] std::string table() const {
+    std::string csv = "strategy,ranks,seed,train_images,batch_size,epoch,seconds,test_loss,test_accuracy\n";
+    for (auto const* runs : {&runs_, &scaling_})
+      for (auto const& one : *runs)
+        for (std::size_t e = 0; e < one.seconds.size(); ++e)
+          csv += one.strategy + "," + std::to_string(one.ranks) + "," + std::to_string(one.seed) + "," +
+                 std::to_string(one.images) + "," + std::to_string(one.batch) + "," + std::to_string(e + 1) + "," +
+                 fixed(one.seconds[e], 6) + "," + fixed(one.loss[e], 6) + "," + fixed(one.accuracy[e], 6) + "\n";
+    return csv;
+  }
+
+  [[nodiscard]] Run run(HeldSignals const& signals, Scratch const& scratch, std::string const& strategy, int seed,
+                        std::int64_t images, int epochs) const {
+    auto const file = scratch.path() / "summary.json";
     std::vector<std::string> arguments{"/proc/self/exe",
                                        "--strategy",
                                        strategy,
@@ -123,34 +188,29 @@ class Comparison {
                                        "--limit-train",
                                        std::to_string(images),
                                        "--lr",
-                                       std::to_string(options_.lr),
+                                       exact(options_.lr),
                                        "--data",
                                        options_.data,
                                        "--summary",
                                        file.string()};
-    arguments.insert(arguments.end(), passed_on_.begin(), passed_on_.end());
-    std::printf("\n%s, seed %llu, %lld images\n", strategy.c_str(), static_cast<unsigned long long>(seed),
-                static_cast<long long>(images));
+    arguments.insert(arguments.end(), handed_on_.begin(), handed_on_.end());
+    if (strategy != "dp") arguments.insert(arguments.end(), to_ranks_.begin(), to_ranks_.end());
+    std::printf("\n%s, seed %d, %lld images\n", strategy.c_str(), seed, static_cast<long long>(images));
     std::fflush(stdout);
-    std::vector<char*> argv;
-    for (auto& argument : arguments) argv.push_back(argument.data());
-    argv.push_back(nullptr);
-    pid_t pid = 0;
-    if (int const error = ::posix_spawn(&pid, argv[0], nullptr, nullptr, argv.data(), environ); error != 0)
+    auto const ended = signals.run_again(std::move(arguments));
+    auto const which = strategy + " with seed " + std::to_string(seed) + " on " + std::to_string(images) + " images";
+    auto const kept = runs_.empty() ? std::string("nothing was written") : results().string() + " has what ran before";
+    if (ended.signal != 0)
+      throw Interrupted(pardl::sentence("parallel_from_scratch", which + " was ended by the signal \"" +
+                                                                     ::strsignal(ended.signal) + "\"; " + kept),
+                        ended.signal);
+    if (!WIFEXITED(ended.status) || WEXITSTATUS(ended.status) != 0)
       throw pardl::Error(
-          pardl::sentence("parallel_from_scratch", "cannot start " + strategy + ": " + std::strerror(error)));
-    int status = 0;
-    while (::waitpid(pid, &status, 0) < 0 && errno == EINTR) {
-    }
-    if (!WIFEXITED(status) || WEXITSTATUS(status) != 0)
-      throw pardl::Error(pardl::sentence("parallel_from_scratch",
-                                         strategy + " with seed " + std::to_string(seed) + " on " +
-                                             std::to_string(images) + " images failed; nothing was written",
-                                         "see above what it said"));
+          pardl::sentence("parallel_from_scratch", which + " failed; " + kept, "see above what it said"));
     auto const told = nlohmann::json::parse(std::ifstream(file));
     Run one{.strategy = strategy,
             .data = told.at("data"),
-            .seed = seed,
+            .seed = told.at("seed"),
             .images = told.at("train_images"),
             .batch = told.at("batch_size"),
             .ranks = told.at("ranks")};
@@ -163,8 +223,7 @@ class Comparison {
   }
 
   Options options_;
-  std::vector<std::string> passed_on_;
-  Scratch scratch_;
+  std::vector<std::string> handed_on_, to_ranks_;
   std::vector<Run> runs_, scaling_;
 };
 

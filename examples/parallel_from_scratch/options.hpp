@@ -6,10 +6,12 @@
 #include <array>
 #include <cstdint>
 #include <cstdio>
+#include <filesystem>
 #include <numeric>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -51,6 +53,16 @@ struct Options {
   throw pardl::ConfigError(pardl::sentence("parallel_from_scratch", what, remedy));
 }
 
+/// Whether Fashion-MNIST is in a folder that the user named. FashionMnist::found() goes on to the system's folder,
+/// which holds other files perhaps.
+[[nodiscard]] inline bool has_fashion_mnist(std::filesystem::path const& root) {
+  std::error_code error;
+  for (auto const& folder : {root, root / "fashion-mnist", root / "FashionMNIST" / "raw"})
+    for (auto const* name : {"train-images-idx3-ubyte", "train-images-idx3-ubyte.gz"})
+      if (std::filesystem::exists(folder / name, error)) return true;
+  return false;
+}
+
 /// Nothing when the user asked for help, which is printed then.
 /// \throws pardl::ConfigError for an unknown option or a value that cannot be.
 inline std::optional<Options> parse(std::vector<std::string> arguments) {
@@ -58,7 +70,8 @@ inline std::optional<Options> parse(std::vector<std::string> arguments) {
   int gpus = 0;
   CLI::App app{
       "Trains LeNet on Fashion-MNIST by a parameter server, a ring all-reduce, and what is built in for the same "
-      "jobs."};
+      "jobs.",
+      "parallel_from_scratch"};
   app.option_defaults()->always_capture_default()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
   app.add_option("--strategy", options.strategy, "dp is one process that uses all devices, the others a process each")
       ->check(CLI::IsMember(std::vector<std::string>(strategies.begin(), strategies.end())));
@@ -82,7 +95,8 @@ inline std::optional<Options> parse(std::vector<std::string> arguments) {
       ->default_str("");
   app.add_option("--data", options.data, "auto: Fashion-MNIST where it is, else made images")
       ->check(CLI::IsMember({"auto", "fashion-mnist", "synthetic"}));
-  app.add_option("--data-dir", options.data_dir, "folder with Fashion-MNIST's files")->check(CLI::ExistingDirectory);
+  auto* const data_dir = app.add_option("--data-dir", options.data_dir, "folder with Fashion-MNIST's files")
+                             ->check(CLI::ExistingDirectory);
   app.add_option("--staleness", options.staleness, "param_server: steps that a worker may be ahead of the slowest")
       ->check(at_least(0));
   app.add_flag("--keep-going", options.keep_going, "param_server: train on without workers that die");
@@ -92,9 +106,9 @@ inline std::optional<Options> parse(std::vector<std::string> arguments) {
       app.add_option("--seeds", options.seeds, "with --compare: runs of each strategy")->check(at_least(2));
   auto* const out = app.add_option("--out", options.out, "with --compare: folder of tables, pictures and report");
   app.add_option("--timeout", "of one operation, in seconds [600]")->check(at_least(1))->default_str("");
-  app.add_option("--backend", "shm, gloo or nccl, instead of what fits the device")
-      ->check(CLI::IsMember({"shm", "gloo", "nccl"}))
-      ->default_str("");
+  auto* const backend = app.add_option("--backend", "shm, gloo or nccl, instead of what fits the device")
+                            ->check(CLI::IsMember({"shm", "gloo", "nccl"}))
+                            ->default_str("");
 
   std::vector<std::string> reversed(arguments.rbegin(), arguments.rend());
   try {
@@ -116,6 +130,11 @@ inline std::optional<Options> parse(std::vector<std::string> arguments) {
       refuse("--devices without --strategy dp", "give --nproc: each device has a rank of its own");
     options.ranks = options.devices;
   }
+  if (options.strategy == "dp" && backend->count() > 0)
+    refuse("--backend with --strategy dp", "leave it out: one process has nobody to send to");
+  if (data_dir->count() > 0 && options.data != "synthetic" && !has_fashion_mnist(options.data_dir))
+    refuse("no Fashion-MNIST in --data-dir " + options.data_dir + " (train-images-idx3-ubyte, plain or .gz, and so on)",
+           "put its four files there, or leave out --data-dir for where the system has them");
   bool const served = options.strategy == "param_server" || options.compare;
   if (served && options.ranks < 2)
     refuse("param_server on " + std::to_string(options.ranks) + " rank", "give --nproc 2 or more: one of them serves");
@@ -127,6 +146,10 @@ inline std::optional<Options> parse(std::vector<std::string> arguments) {
     for (auto const* name : {"--strategy", "--seed", "--summary", "--staleness", "--keep-going"})
       if (app.get_option(name)->count() > 0)
         refuse(std::string(name) + " with --compare", "leave it out: all strategies run, with seeds from 1 on");
+  if (options.compare && options.epochs < 2)
+    refuse("--compare with --epochs " + std::to_string(options.epochs),
+           "give 2 or more: the first epoch warms up, and its time does not count");
+  if (options.out.empty()) refuse("--out \"\"", "name a folder");
   // Rounded down, a batch of the server's workers would be another one than that of all ranks.
   auto const shares = std::lcm<std::int64_t>(options.ranks, options.ranks - 1);
   if (options.compare && options.batch_size % shares != 0)

@@ -38,9 +38,8 @@ void sift(Arguments const& arguments, std::vector<std::string_view> const& names
   }
 }
 
-/// What a comparison hands on as it was written.
-Arguments handed_on(Arguments const& arguments,
-                    std::vector<std::string_view> const& names = {"--timeout", "--backend", "--data-dir"}) {
+/// Those options, as they were written.
+Arguments handed_on(Arguments const& arguments, std::vector<std::string_view> const& names) {
   Arguments all;
   sift(
       arguments, names, [&](Arguments const& words) { all.insert(all.end(), words.begin(), words.end()); },
@@ -71,7 +70,8 @@ int run(int argc, char** argv) {
   if (!options) return 0;
   if (options->compare) {
     check_gnuplot();
-    Comparison const comparison{*options, handed_on(arguments)};
+    Comparison const comparison{*options, handed_on(arguments, {"--timeout", "--data-dir"}),
+                                handed_on(arguments, {"--backend"})};
     Report const report{comparison};
     report.write();
     std::printf("\n%s\nTable, pictures and this text are in %s\n", report.text().c_str(), options->out.c_str());
@@ -96,6 +96,9 @@ int main(int argc, char** argv) {
   } catch (pardl::ConfigError const& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return 2;
+  } catch (parallel_from_scratch::Interrupted const& end) {
+    std::fprintf(stderr, "%s\n", end.what());
+    return 128 + end.signal;
   } catch (std::exception const& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return 1;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// \file   What a comparison shows: a table, three pictures, and a text whose sentences come from the figures.
+/// \file   What a comparison shows beside its table: three pictures, and a text whose sentences come from the figures.
 #pragma once
 
 #include <sys/wait.h>
@@ -23,12 +23,6 @@ namespace parallel_from_scratch {
 inline constexpr std::array<std::pair<char const*, char const*>, 2> pairs{
     {{"param_server", "dp"}, {"ring_all_reduce", "ddp"}}};
 
-[[nodiscard]] inline std::string fixed(double value, int digits) {
-  char text[64];
-  std::snprintf(text, sizeof text, "%.*f", digits, value);
-  return text;
-}
-
 /// Told before hours of training, not after.
 inline void check_gnuplot() {
   if (std::system("gnuplot --version >/dev/null 2>&1") != 0)
@@ -40,27 +34,10 @@ class Report {
   explicit Report(Comparison const& comparison) : comparison_(comparison), folder_(comparison.options().out) {}
 
   void write() const {
-    std::filesystem::create_directories(folder_);
-    pardl::write_file_atomically(folder_ / "results.csv", table());
     draw("accuracy", accuracy());
     draw("epoch_time", epoch_time());
     draw("scaling", scaling());
     pardl::write_file_atomically(folder_ / "report.md", text());
-  }
-
-  /// One line for each epoch of each run.
-  [[nodiscard]] std::string table() const {
-    std::string csv = "strategy,ranks,seed,train_images,batch_size,epoch,seconds,test_loss,test_accuracy\n";
-    auto const add = [&](Run const& one) {
-      for (std::size_t e = 0; e < one.seconds.size(); ++e)
-        csv += one.strategy + "," + std::to_string(one.ranks) + "," + std::to_string(one.seed) + "," +
-               std::to_string(one.images) + "," + std::to_string(one.batch) + "," + std::to_string(e + 1) + "," +
-               fixed(one.seconds[e], 6) + "," + fixed(one.loss[e], 6) + "," + fixed(one.accuracy[e], 6) + "\n";
-    };
-    for (auto const& one : comparison_.runs()) add(one);
-    for (auto const& one : comparison_.scaling())
-      if (one.images != comparison_.runs().front().images) add(one);  // the whole set is above
-    return csv;
   }
 
   [[nodiscard]] std::string text() const {
@@ -132,18 +109,20 @@ class Report {
   // ---- pictures ----
 
   [[nodiscard]] std::string accuracy() const {
+    int const epochs = comparison_.options().epochs;
     std::string script;
     for (auto const* strategy : strategies) {
       script += std::string("$") + strategy + " << EOD\n";
-      for (std::size_t e = 0; e < static_cast<std::size_t>(comparison_.options().epochs); ++e) {
+      for (std::size_t e = 0; e < static_cast<std::size_t>(epochs); ++e) {
         auto const m = comparison_.over_seeds(strategy, [e](Run const& one) { return one.accuracy[e]; });
         script += std::to_string(e + 1) + " " + fixed(m.value, 6) + " " + fixed(m.error, 6) + "\n";
       }
       script += "EOD\n";
     }
     script +=
-        "set multiplot layout 1,2\nset xlabel 'epoch'\nset ylabel 'test accuracy'\nset key bottom right\nset xtics 1\n"
-        "set offsets 0.2, 0.2, graph 0.1, graph 0.1\n";
+        "set multiplot layout 1,2\nset xlabel 'epoch'\nset ylabel 'test accuracy'\nset key bottom right\n"
+        "set offsets 0, 0, graph 0.1, graph 0.1\nset xrange [0.5:" +
+        std::to_string(epochs) + ".5]\nset xtics 1, " + std::to_string(std::max(1, epochs / 10)) + "\n";
     for (auto const& [scratch, built_in] : pairs)
       script += std::string("set title '") + scratch + " and " + built_in + "' noenhanced\nplot $" + scratch +
                 " with yerrorlines lw 3 lc rgb '#b2431f' title '" + scratch + "' noenhanced, $" + built_in +

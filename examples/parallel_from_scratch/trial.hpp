@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-/// \file   One training by one strategy. All take the same batches in the same order: only the way differs.
+/// \file   One training by one strategy. All take the same batches in the same order, where the images are a multiple
+/// of the batch and the batch one of the workers: only the way differs.
 #pragma once
 
 #include <torch/torch.h>
@@ -8,6 +9,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <filesystem>
+#include <iostream>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <utility>
@@ -154,7 +156,8 @@ class Trial {
     }
   }
 
-  /// The server looks at its model whenever all workers have come to the end of an epoch.
+  /// The server looks at its model whenever it has taken the last step of an epoch. Every worker has the same number of
+  /// batches, so as long as one comes to its end all steps are taken, whoever is lost on the way.
   void serve_or_work() {
     auto const alone = *world_.split(world_.rank());
     pardl::ParameterServer server{
@@ -180,35 +183,40 @@ class Trial {
       std::int64_t steps;  // of an epoch
       Clock::time_point start = Clock::now();
 
-      void on_clock(pardl::ClockEvent const& event) {
-        if (event.clock > 0 && event.clock % steps == 0) end_of_epoch();
-      }
-      void end_of_epoch() {
+      /// The workers wait for this step's parameters while the server evaluates, so no epoch's time has that in it.
+      /// With staleness they run ahead meanwhile, by as many steps at most, and the next epoch seems so much shorter.
+      void on_step(pardl::ClockEvent const& event) {
+        if ((event.clock + 1) % steps != 0) return;
+        if (trial.device().is_cuda()) torch::cuda::synchronize();  // the host is ahead of a GPU
         double const seconds = std::chrono::duration<double>(Clock::now() - start).count();
         trial.record(seconds, pardl::evaluate(trial.net_, trial.test_batches(pardl::Ranks{0, 1}), alone));
         start = Clock::now();
       }
+      void on_worker_lost(pardl::WorkerLostEvent const& event) {
+        trial.lost_workers_.push_back(event.rank);
+        std::cerr << event.sentence + "\n" << std::flush;
+      }
     };
     Watch watch{*this, alone, training_batches(pardl::Ranks{0, workers()}).batches()};
     server.serve(watch);
-    watch.end_of_epoch();
   }
 
   void write_summary() const {
     auto epochs = nlohmann::json::array();
     for (auto const& epoch : epochs_)
       epochs.push_back({{"seconds", epoch.seconds}, {"loss", epoch.loss}, {"accuracy", epoch.accuracy}});
-    nlohmann::json const summary = {{"strategy", options_.strategy},
-                                    {"data", images_.train.name()},
-                                    {"train_images", images_.train.size()},
-                                    {"ranks", is_dp() ? options_.ranks : world_.size()},
-                                    {"device", options_.device},
-                                    {"backend", is_dp() ? "none" : std::string(world_.backend())},
-                                    {"batch_size", each_ * workers()},
-                                    {"lr", options_.lr},
-                                    {"seed", options_.seed},
-                                    {"staleness", options_.staleness},
-                                    {"epochs", epochs}};
+    nlohmann::json summary = {{"strategy", options_.strategy},
+                              {"data", images_.train.name()},
+                              {"train_images", images_.train.size()},
+                              {"ranks", is_dp() ? options_.ranks : world_.size()},
+                              {"device", options_.device},
+                              {"backend", is_dp() ? "none" : std::string(world_.backend())},
+                              {"batch_size", each_ * workers()},
+                              {"lr", options_.lr},
+                              {"seed", options_.seed},
+                              {"staleness", options_.staleness},
+                              {"epochs", epochs}};
+    if (options_.strategy == "param_server") summary["lost_workers"] = lost_workers_;
     pardl::write_file_atomically(options_.summary, summary.dump(2) + "\n");
   }
 
@@ -218,6 +226,7 @@ class Trial {
   std::int64_t each_ = 0;  ///< images of a step on each worker
   models::LeNet net_{nullptr};
   std::vector<EpochRecord> epochs_;
+  std::vector<int> lost_workers_;  ///< of the parameter server: their ranks, in the order of their deaths
 };
 
 }  // namespace parallel_from_scratch

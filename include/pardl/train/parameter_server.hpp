@@ -161,15 +161,17 @@ class ParameterServer : detail::WrappedModule<M> {
 
   /// Serves until every worker has called finish() or is lost; then the module holds the result. Server only, once,
   /// within world.timeout() of the first step.
-  /// \param observers  told of each step before it is taken: on_clock(ClockEvent const&) may set the learning rate,
-  /// clip the averaged gradients, evaluate or save. Told of lost workers: on_worker_lost(WorkerLostEvent const&); where
-  /// none listens, stderr is.
+  /// \param observers  told of each step before it is taken: on_clock(ClockEvent const&) may set the learning rate or
+  /// clip the averaged gradients. Told once it is taken, before workers get its parameters: on_step(ClockEvent const&)
+  /// may evaluate or save; without staleness all workers wait meanwhile. Told of lost workers:
+  /// on_worker_lost(WorkerLostEvent const&); where none listens, stderr is.
   /// \throws CommError, CommTimeout that name the worker, where one is lost and the options say stop_all, or the last.
   template <class... Observers>
   void serve(Observers&&... observers) {
     static_assert((server_observer<std::remove_reference_t<Observers>> && ...),
-                  "pardl::ParameterServer::serve: an observer has on_clock(pardl::ClockEvent const&) or "
-                  "on_worker_lost(pardl::WorkerLostEvent const&); this type has neither that can be called.");
+                  "pardl::ParameterServer::serve: an observer has on_clock(pardl::ClockEvent const&), "
+                  "on_step(pardl::ClockEvent const&) or on_worker_lost(pardl::WorkerLostEvent const&); this type has "
+                  "none that can be called.");
     as_server("serve()").serve({.before_step =
                                     [&](ClockEvent const& event) {
                                       (
@@ -180,6 +182,15 @@ class ParameterServer : detail::WrappedModule<M> {
                                           ...);
                                     },
                                 .step = [this] { optimizer_->step(); },
+                                .after_step =
+                                    [&](ClockEvent const& event) {
+                                      (
+                                          [&] {
+                                            if constexpr (observes_steps<std::remove_reference_t<Observers>>)
+                                              observers.on_step(event);
+                                          }(),
+                                          ...);
+                                    },
                                 .lost =
                                     [&](WorkerLostEvent const& event) {
                                       if constexpr (!(observes_lost_workers<std::remove_reference_t<Observers>> || ...))

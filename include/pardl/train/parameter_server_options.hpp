@@ -18,9 +18,10 @@ struct ParameterServerOptions {
   int server = 0;                            ///< the rank that serves; pardl::launch can lose any but rank 0
 };
 
-/// All gradients of a step are there and averaged, and the optimizer is about to take it.
+/// A step of the server. on_clock: all its gradients are there and averaged, and the optimizer is about to take it.
+/// on_step: the optimizer has taken it, and the workers are about to get its parameters.
 struct ClockEvent {
-  std::int64_t clock = 0;  ///< of this step, from 0: so many the server has taken before
+  std::int64_t clock = 0;  ///< of this step, from 0: so many came before it
   int workers = 0;         ///< whose gradients it averages
 };
 
@@ -35,12 +36,14 @@ struct WorkerLostEvent {
 template <class O>
 concept observes_clocks = requires(O& observer, ClockEvent const& event) { observer.on_clock(event); };
 template <class O>
+concept observes_steps = requires(O& observer, ClockEvent const& event) { observer.on_step(event); };
+template <class O>
 concept observes_lost_workers = requires(O& observer, WorkerLostEvent const& event) { observer.on_worker_lost(event); };
 
-/// Watches a parameter server, from within serve(). Models: whatever has on_clock(ClockEvent const&) or
-/// on_worker_lost(WorkerLostEvent const&).
+/// Watches a parameter server, from within serve(). Models: whatever has any of on_clock(ClockEvent const&),
+/// on_step(ClockEvent const&) and on_worker_lost(WorkerLostEvent const&).
 template <class O>
-concept server_observer = observes_clocks<O> || observes_lost_workers<O>;
+concept server_observer = observes_clocks<O> || observes_steps<O> || observes_lost_workers<O>;
 
 static_assert(!server_observer<int>);
 

@@ -37,6 +37,7 @@ namespace pardl::inline PARDL_ABI::detail::ps {
 struct ServerHooks {
   std::function<void(ClockEvent const&)> before_step;
   std::function<void()> step;
+  std::function<void(ClockEvent const&)> after_step;
   std::function<void(WorkerLostEvent const&)> lost;
 };
 
@@ -123,9 +124,11 @@ class Server {
   void take_step(ServerHooks const& hooks, std::vector<torch::Tensor> rows) {
     average(rows);
     shape_.buffers.unpack(rows.front(), model_.buffers());
-    hooks.before_step({.clock = steps_, .workers = static_cast<int>(rows.size())});
+    ClockEvent const event{.clock = steps_, .workers = static_cast<int>(rows.size())};
+    hooks.before_step(event);
     hooks.step();
     ++steps_;
+    hooks.after_step(event);  // nobody has these parameters yet, so workers that may not run ahead wait for this
     publish();
     std::lock_guard const lock(mutex_);
     clocks_.step();
