@@ -137,8 +137,8 @@ TEST_CASE("tensors with gaps, on any layout, and lists of uneven size are taken 
 TEST_CASE("what is one tensor for all ranks may have gaps too, and views that conjugate or negate are what they show") {
   over_shm(3, [](ProcessGroup world) {
     auto const r = world.rank();
-    auto const& backend = *world.c10d()->getDefaultBackend();
-    auto& shm = const_cast<c10d::Backend&>(backend);
+    auto const backend = world.c10d()->getDefaultBackend();
+    auto& shm = *backend;
     auto const gaps = [](std::int64_t count) { return torch::zeros({count, 3}).select(1, 1); };
     auto all = gaps(12), mine = gaps(4);
     mine.copy_(torch::arange(4) + 10 * r);
@@ -158,8 +158,8 @@ TEST_CASE("what is one tensor for all ranks may have gaps too, and views that co
     for (int q = 0; q < 3; ++q)
       CHECK(torch::equal(lists[0][static_cast<std::size_t>(q)].flatten(), torch::tensor({0.0F, 2.0F, 1.0F, 3.0F}) + q));
 
-    auto const z = torch::complex(torch::ones({5}), torch::full({5}, r + 1.0F));
-    Tensors conjugated{z.conj()}, negated{torch::_neg_view(torch::full({5}, r + 1.0F))};
+    auto const z = torch::complex(torch::ones({5}), torch::full({5}, r + 1.0));
+    Tensors conjugated{z.conj()}, negated{torch::_neg_view(torch::full({5}, r + 1.0))};
     shm.allreduce(conjugated, {})->wait();
     shm.allreduce(negated, {})->wait();
     CHECK(torch::equal(torch::imag(conjugated[0].resolve_conj()), torch::full({5}, -6.0F)));

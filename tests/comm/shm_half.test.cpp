@@ -14,7 +14,7 @@ using pardl::detail::shm::to_half;
 
 namespace {
 
-c10::Half half(std::uint32_t bits) { return {static_cast<std::uint16_t>(bits), c10::Half::from_bits()}; }
+c10::Half half_of(std::uint32_t bits) { return {static_cast<std::uint16_t>(bits), c10::Half::from_bits()}; }
 bool same(float a, float b) {
   return std::bit_cast<std::uint32_t>(a) == std::bit_cast<std::uint32_t>(b) || (std::isnan(a) && std::isnan(b));
 }
@@ -29,8 +29,8 @@ bool rounds_as_c10(float value) {
 TEST_CASE("every half becomes the float that c10 makes of it, and that float the half again") {
   int wrong = 0, lost = 0;
   for (std::uint32_t bits = 0; bits < 0x10000; ++bits) {
-    auto const wide = to_float(half(bits));
-    wrong += !same(wide, static_cast<float>(half(bits)));
+    auto const wide = to_float(half_of(bits));
+    wrong += !same(wide, static_cast<float>(half_of(bits)));
     lost += !std::isnan(wide) && to_half(wide).x != bits;
   }
   CHECK(wrong == 0);
@@ -41,8 +41,8 @@ TEST_CASE("floats are rounded to half as c10 rounds them: ties, both ends of the
   int wrong = 0;
   // Beside every half, halfway to the next and a bit to either side of there: where rounding decides.
   for (std::uint32_t bits = 0; bits < 0x10000; ++bits) {
-    auto const here = std::bit_cast<std::uint32_t>(to_float(half(bits)));
-    auto const there = std::bit_cast<std::uint32_t>(to_float(half((bits & 0x8000) | ((bits + 1) & 0x7fff))));
+    auto const here = std::bit_cast<std::uint32_t>(to_float(half_of(bits)));
+    auto const there = std::bit_cast<std::uint32_t>(to_float(half_of((bits & 0x8000) | ((bits + 1) & 0x7fff))));
     auto const between = here + (there - here) / 2;
     for (auto const at : {here - 1, here, here + 1, between - 1, between, between + 1})
       wrong += !rounds_as_c10(std::bit_cast<float>(at));
