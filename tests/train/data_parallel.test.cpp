@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
 #include "pardl/train/data_parallel.hpp"
 
-#include <doctest/doctest.h>
 #include <torch/torch.h>
 
 #include <exception>
@@ -12,6 +11,9 @@
 #include <vector>
 
 #include "data_parallel_support.hpp"
+
+// Last: LibTorch's logging has a CHECK of its own.
+#include <doctest/doctest.h>
 
 using namespace dp_test;
 using pardl::DataParallel;
@@ -305,13 +307,23 @@ TEST_CASE("results that do not fit together are refused in a sentence") {
       bool const first = x[0].item<float>() == 0;
       if (how == 0) return first ? std::vector{x} : std::vector{x, x};
       if (how == 1) return {first ? x : torch::Tensor()};
-      return {first ? x : x.sum()};
+      if (how == 2) return {first ? x : x.sum()};
+      if (how == 3) return {x.unsqueeze(0)};  // as an LSTM's hidden state: [layers, batch]
+      if (how == 4) return {first ? x : x.unsqueeze(1)};
+      return {first ? torch::zeros({0}) : x.unsqueeze(1)};
     }
   };
   auto const net = std::make_shared<RaggedImpl>();
   DataParallel model{net, cpus(2)};
-  auto const x = floats({0, 1});
+  auto const x = floats({0, 1}), uneven = floats({0, 0, 1});
   CHECK(contains(message_of([&] { model(x, 0); }), "1 tensors on the first device and 2 on device 1"));
   CHECK(contains(message_of([&] { model(x, 1); }), "undefined, or a number, on others"));
   CHECK(contains(message_of([&] { model(x, 2); }), "undefined, or a number, on others"));
+  CHECK(model(x, 3)[0].sizes() == c10::IntArrayRef({2, 1}));
+  CHECK_THROWS_AS(model(uneven, 3), pardl::DataError);
+  CHECK(message_of([&] { model(uneven, 3); }) ==
+        "[train] DataParallel cannot gather what forward returned: a tensor is [1, 2] on device 0 and [1, 1] on device "
+        "1; let forward return tensors that have the batch as their first dimension and are alike in the others.");
+  CHECK(contains(message_of([&] { model(x, 4); }), "a tensor is [1] on device 0 and [1, 1] on device 1"));
+  CHECK(model(x, 5)[0].sizes() == c10::IntArrayRef({1, 1}));  // torch.cat joins an empty vector to anything
 }

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT
 // DataParallel with a GPU among its devices; skips, saying so, without one. The CPU stands in for a second GPU.
-#include <doctest/doctest.h>
 #include <torch/torch.h>
 
 #include <vector>
@@ -8,6 +7,9 @@
 #include "data_parallel_support.hpp"
 #include "pardl/train/autocast.hpp"
 #include "pardl/train/data_parallel.hpp"
+
+// Last: LibTorch's logging has a CHECK of its own.
+#include <doctest/doctest.h>
 
 using namespace dp_test;
 using pardl::DataParallel;

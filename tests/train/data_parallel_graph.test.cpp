@@ -1,16 +1,21 @@
 // SPDX-License-Identifier: MIT
 // The graph of DataParallel does what the graph of its module alone does. Most cases run one story twice, on the module
 // alone and on three replicas, and compare what it leaves.
-#include <doctest/doctest.h>
 #include <torch/torch.h>
 
 #include <functional>
+#include <memory>
+#include <optional>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "data_parallel_support.hpp"
 #include "pardl/train/data_parallel.hpp"
 #include "pardl/train/distributed_data_parallel.hpp"
+
+// Last: LibTorch's logging has a CHECK of its own.
+#include <doctest/doctest.h>
 
 using namespace dp_test;
 using pardl::DataParallel;
@@ -278,6 +283,74 @@ TEST_CASE("sparse gradients are added") {
   CHECK(torch::allclose(got.to_dense(), alone->parameters()[0].grad().to_dense(), 1e-5, 1e-6));
 }
 
+namespace {
+
+/// Hands out its weight as it is, beside what it computes.
+struct HandsOutImpl : torch::nn::Cloneable<HandsOutImpl> {
+  using Both = std::tuple<torch::Tensor, torch::Tensor>;
+  HandsOutImpl() {
+    reset();
+    fill(*this, 1);
+  }
+  void reset() override { w = register_parameter("w", torch::zeros({2, 3})); }
+  torch::Tensor forward(torch::Tensor const&) { return w; }
+  Both forward(torch::Tensor const& x, double factor) { return {x * w * factor, w}; }
+  torch::Tensor w;
+};
+
+/// Two parameters and an argument, whose gradients are one and the same memory.
+struct SumOfThreeImpl : torch::nn::Cloneable<SumOfThreeImpl> {
+  SumOfThreeImpl() { reset(); }
+  void reset() override {
+    w1 = register_parameter("w1", torch::ones({2, 3}));
+    w2 = register_parameter("w2", torch::ones({2, 3}));
+  }
+  torch::Tensor forward(torch::Tensor const& x) { return x + w1 + w2; }
+  torch::Tensor w1, w2;
+};
+
+}  // namespace
+
+TEST_CASE("a parameter that forward hands out has the sum of what all replicas' copies of it are given") {
+  for (std::size_t const devices : {2U, 4U})
+    for (bool const parallel : {true, false}) {
+      CAPTURE(devices);
+      CAPTURE(parallel);
+      auto const n = static_cast<int64_t>(devices);
+      auto const net = std::make_shared<HandsOutImpl>();
+      DataParallel model{net, cpus(devices), {.parallel = parallel}};
+      auto const x = seeded({2 * n, 3}, 7), given = seeded({2 * n, 3}, 8), more = seeded({2 * n, 3}, 9);
+      auto const sum_of_parts = [&](torch::Tensor const& rows) { return rows.view({n, 2, 3}).sum(0); };
+
+      auto const y = model(x);
+      CHECK(torch::equal(y, net->w.repeat({n, 1})));
+      y.sum().backward();
+      CHECK(torch::equal(net->w.grad(), torch::full({2, 3}, static_cast<float>(n))));
+      model.zero_grad();
+      model(x).backward(given);
+      CHECK(torch::allclose(net->w.grad(), sum_of_parts(given), 1e-5, 1e-6));
+
+      model.zero_grad();
+      auto const [computed, handed_out] = model(x, 2.0);
+      ((computed * more).sum() + (handed_out * given).sum()).backward();
+      CHECK(torch::allclose(net->w.grad(), sum_of_parts(2 * x * more + given), 1e-5, 1e-6));
+    }
+}
+
+TEST_CASE("gradients that are one memory are added without a change to it") {
+  auto const net = std::make_shared<SumOfThreeImpl>();
+  DataParallel model{net, cpus(3)};
+  auto const x = seeded({6, 3}, 1).requires_grad_();
+  auto const given = seeded({6, 3}, 2), before = given.clone();
+  model(x).backward(given);
+  CHECK(torch::equal(given, before));
+  CHECK(torch::equal(x.grad(), before));
+  auto const parts = before.view({3, 2, 3});
+  auto const sum = parts[0] + parts[1] + parts[2];
+  CHECK(torch::equal(net->w1.grad(), sum));
+  CHECK(torch::equal(net->w2.grad(), sum));
+}
+
 TEST_CASE("the module itself, and a graph older than the model, end where they did") {
   same_story([](Net& net, Forward const& f) {
     auto const before = loss_of(net->forward(batch(1)));
@@ -344,4 +417,36 @@ TEST_CASE("the bits of a gradient depend on no thread's history") {
     }
     CHECK(same_bits(run(model), expected));
   }
+}
+
+TEST_CASE("what is computed after the forward comes first in backward, though it began with what the module has kept") {
+  // Here backward may go on in the nodes of the module's thread or in those of this one. The order in which the three
+  // terms of the gradient of `early` are added then follows from who has the higher numbers.
+  struct KeepsImpl : torch::nn::Cloneable<KeepsImpl> {
+    KeepsImpl() {
+      reset();
+      fill(*this, 1);
+    }
+    void reset() override { layer = register_module("layer", torch::nn::Linear(6, 6)); }
+    torch::Tensor forward(torch::Tensor const& x) {
+      auto y = x;
+      for (int i = 0; i < 20; ++i) y = torch::tanh(layer(y));  // uses numbers up
+      early = layer(y);
+      late = torch::tanh(early);
+      return late;
+    }
+    torch::nn::Linear layer = nullptr;
+    torch::Tensor early, late;
+  };
+  auto const net = std::make_shared<KeepsImpl>();
+  auto const run = [&](bool parallel) {
+    DataParallel model{net, cpus(2), {.parallel = parallel}};
+    model.zero_grad();
+    (void)model(batch(1, 30));
+    auto const first = net->early * seeded({15, 6}, 2), second = net->early * seeded({15, 6}, 3);
+    auto const both = first + second;
+    (net->late + both).sum().backward();
+    return copies(gradients(*net));
+  };
+  CHECK(same_bits(run(true), run(false)));
 }

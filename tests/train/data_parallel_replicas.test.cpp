@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT
 // The replicas of DataParallel: kept, following the module, one thread each.
-#include <doctest/doctest.h>
 #include <torch/torch.h>
 
 #include <ATen/Parallel.h>
@@ -16,6 +15,9 @@
 #include "pardl/train/data_parallel.hpp"
 #include "pardl/train/evaluate.hpp"
 #include "pardl/train/optim.hpp"
+
+// Last: LibTorch's logging has a CHECK of its own.
+#include <doctest/doctest.h>
 
 using namespace dp_test;
 using pardl::DataParallel;

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "parameter_server_support.hpp"
+#include "pardl/train/detail/flat_row.hpp"
 #include "pardl/train/detail/ps_link.hpp"
 #include "pardl/train/parameter_server.hpp"
 #include "support/ranks.hpp"
@@ -225,6 +226,70 @@ TEST_CASE("stop_all: a worker that is lost ends all, and every rank says which a
     CHECK_MESSAGE(contains(said[2], "[parameter_server] rank 2/3: the server, rank 0, was lost after "), said[2]);
     CHECK_MESSAGE(contains(said[2], "worker rank 1 was lost"), said[2]);
   }
+}
+
+TEST_CASE("a buffer whose shape has changed is refused where it is, and the others hear of it") {
+  std::string const refusal =
+      "[train] tensor number 0 of a row has the shape [1] now, and had [8] when the row was made; keep the shapes of "
+      "parameters and buffers while training.";
+  for (int const guilty : {0, 1}) {
+    CAPTURE(guilty);
+    std::vector<std::string> said(3);
+    with_ranks(3,
+               [&](ProcessGroup world) {
+                 WithBatchNorm net(1);
+                 auto const shrink = [&] { net->norm->running_mean.set_data(torch::zeros({1})); };
+                 struct Observer {
+                   std::function<void()> change;
+                   void on_clock(pardl::ClockEvent const& event) {
+                     if (event.clock == 2) change();
+                   }
+                 } observer{guilty == 0 ? std::function<void()>(shrink) : [] {}};
+                 auto const part = [&] {
+                   ParameterServer ps{net, world, sgd};
+                   if (ps.is_server()) return ps.serve(observer);
+                   for (int c = 0; c < 5; ++c) {
+                     backward(net, ps.workers().rank(), c);
+                     if (world.rank() == guilty && c == 2) shrink();
+                     ps.step();
+                   }
+                   ps.finish();
+                 };
+                 said[static_cast<std::size_t>(world.rank())] = message_of(part);
+               },
+               {.backend = "shm"});
+    CHECK(said[static_cast<std::size_t>(guilty)] == refusal);
+    if (guilty == 1)
+      CHECK_MESSAGE(contains(said[0], "[parameter_server] rank 0/3: worker rank 1 was lost after 2 steps, "), said[0]);
+    else
+      CHECK_MESSAGE((contains(said[1], "the server, rank 0, was lost after 2 steps of this worker") &&
+                     contains(said[1], "tensor number 0 of a row has the shape [1] now")),
+                    said[1]);
+    CHECK_MESSAGE(contains(said[2], "[parameter_server] rank 2/3: the server, rank 0, was lost after "), said[2]);
+  }
+}
+
+TEST_CASE("a row takes tensors as they were when it was made, and changes nothing otherwise") {
+  std::vector<torch::Tensor> const tensors{torch::ones({2, 3}), torch::ones({4}, torch::kInt64)};
+  pardl::detail::RowLayout const layout(tensors);
+  auto const row = torch::zeros({layout.end()}, torch::kUInt8);
+  layout.pack({tensors[0] * 2, torch::Tensor()}, row);
+  auto const before = row.clone();
+  auto const refused = [&](std::vector<torch::Tensor> const& wrong, std::string const& what) {
+    CHECK_THROWS_AS(layout.pack(wrong, row), pardl::ConfigError);
+    CHECK_THROWS_AS(layout.unpack(row, wrong), pardl::ConfigError);
+    auto const text = message_of([&] { layout.pack(wrong, row); });
+    CHECK_MESSAGE(contains(text, what), text);
+    CHECK(torch::equal(row, before));
+  };
+  refused({tensors[0]}, "a row was made for 2 tensors, and now there are 1;");
+  refused({tensors[0], tensors[1], tensors[1]}, "a row was made for 2 tensors, and now there are 3;");
+  refused({tensors[0], torch::ones({4, 1})}, "tensor number 1 of a row has the shape [4, 1] now, and had [4] when");
+  refused({torch::ones({3, 2}), tensors[1]}, "tensor number 0 of a row has the shape [3, 2] now, and had [2, 3] when");
+  CHECK(torch::equal(tensors[0], torch::ones({2, 3})));
+  layout.unpack(row, tensors);
+  CHECK(torch::equal(tensors[0], torch::full({2, 3}, 2.F)));
+  CHECK(torch::equal(tensors[1], torch::zeros({4}, torch::kInt64)));
 }
 
 TEST_CASE("the last worker's loss is an error even where training may go on") {

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
 #include "pardl/train/power_sgd.hpp"
 
-#include <doctest/doctest.h>
 #include <torch/torch.h>
 
 #include <cmath>
@@ -13,6 +12,9 @@
 #include "hook_support.hpp"
 #include "pardl/train/distributed_data_parallel.hpp"
 #include "support/ranks.hpp"
+
+// Last: LibTorch's logging has a CHECK of its own.
+#include <doctest/doctest.h>
 
 using namespace ddp_test;
 using pardl::DistributedDataParallel;

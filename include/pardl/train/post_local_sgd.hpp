@@ -11,8 +11,11 @@
 ///                                pardl::PeriodicModelAverager{world, {.period = 4, .warmup_steps = 100}}};
 /// ```
 /// Buffers, such as a batch norm's averages, are rank 0's at each forward all the same, unless `forward_sync_buffers`
-/// of DistributedDataParallel is off. Going on from a checkpoint, give the hook the optimizer's count, which is
-/// `sgd.averager().step()`, as `.iter`. PyTorch: post_localSGD_hook, PostLocalSGDOptimizer.
+/// of DistributedDataParallel is off. Between two averages each rank has a model of its own, and constructing
+/// DistributedDataParallel gives all of them rank 0's (with `init_sync` off, each keeps what it has): so save where the
+/// models are one, right after a step in which the averager brought all ranks together, or what the others learnt since
+/// is lost. Going on from a checkpoint, give the hook the optimizer's count, which is `sgd.averager().step()`, as
+/// `.iter`. PyTorch: post_localSGD_hook, PostLocalSGDOptimizer.
 #pragma once
 
 #include <torch/ordered_dict.h>

@@ -18,8 +18,9 @@
 ///   rounding;
 ///   - a layer whose gradient is all zeros once (no rank has a sample for it) goes on with the directions it had. There
 ///   its columns are divided by a norm of 0, or stay 0 for good with an epsilon;
-///   - a step whose gradients overflow, as a loss scaler's first ones do, reaches the scaler as NaN and leaves errors
-///   and factors as they were. There they are NaN from then on;
+///   - a step whose gradients overflow, as a loss scaler's first ones do, reaches the scaler as such and leaves errors
+///   and factors as they were, bucket by bucket: those of a bucket that is finite on all ranks go on. There they are
+///   NaN from then on;
 ///   - values belong to parameters, not to buckets: a run goes on from a checkpoint with its first step, whatever the
 ///   buckets;
 ///   - every all-reduce is started from backward's own thread, so several buckets over Gloo keep one order on all

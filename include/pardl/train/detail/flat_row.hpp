@@ -4,12 +4,16 @@
 #pragma once
 
 #include <ATen/TensorUtils.h>
+#include <c10/util/ArrayRef.h>
+#include <c10/util/StringUtil.h>
 #include <torch/types.h>
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 #include <vector>
 
+#include "pardl/policy/error.hpp"
 #include "pardl/version.hpp"
 
 namespace pardl::inline PARDL_ABI::detail {
@@ -58,7 +62,9 @@ class RowLayout {
   }
 
   /// Copies tensors, wherever they are, into a row. An undefined one becomes zeros.
+  /// \throws ConfigError, and changes nothing, where their number or their sizes are not those of the layout.
   void pack(std::vector<torch::Tensor> const& from, torch::Tensor const& row) const {
+    check(from);
     torch::NoGradGuard const no_grad;
     for (std::size_t i = 0; i < size(); ++i) {
       auto place = tensor(row, i);
@@ -68,8 +74,9 @@ class RowLayout {
         place.zero_();
     }
   }
-  /// Copies a row into tensors.
+  /// Copies a row into tensors. \throws ConfigError as pack().
   void unpack(torch::Tensor const& row, std::vector<torch::Tensor> const& into) const {
+    check(into);
     torch::NoGradGuard const no_grad;
     for (std::size_t i = 0; i < size(); ++i) torch::Tensor(into[i]).copy_(tensor(row, i));
   }
@@ -85,6 +92,20 @@ class RowLayout {
     std::int64_t begin = 0;  ///< elements into the block
     std::vector<std::int64_t> sizes, strides;
   };
+
+  /// A module may replace its tensors, such as buffers, but every rank has laid out rows for those of the start.
+  void check(std::vector<torch::Tensor> const& tensors) const {
+    auto const refuse = [](std::string const& what) {
+      throw ConfigError(sentence("train", what, "keep the shapes of parameters and buffers while training"));
+    };
+    if (tensors.size() != size())
+      refuse("a row was made for " + std::to_string(size()) + " tensors, and now there are " +
+             std::to_string(tensors.size()));
+    for (std::size_t i = 0; i < size(); ++i)
+      if (tensors[i].defined() && tensors[i].sizes() != c10::IntArrayRef(places_[i].sizes))
+        refuse("tensor number " + std::to_string(i) + " of a row has the shape " + c10::str(tensors[i].sizes()) +
+               " now, and had " + c10::str(c10::IntArrayRef(places_[i].sizes)) + " when the row was made");
+  }
 
   static std::int64_t aligned(std::int64_t bytes) { return (bytes + 63) / 64 * 64; }
   static torch::Tensor whole(torch::Tensor const& row, Block const& block) {

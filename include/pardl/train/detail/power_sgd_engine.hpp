@@ -9,6 +9,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <string>
 #include <unordered_map>
 #include <utility>
@@ -38,8 +39,15 @@ struct PowerSgdEngine {
   /// \throws CheckpointError, and changes nothing.
   void load(std::vector<NamedTensor> const& parameters, StateDict const& saved);
 
+  /// A step's values that are kept once it is known to be finite, and those to which it goes back otherwise.
+  struct Attempt {
+    torch::Tensor owed;        ///< what this rank wanted to send
+    torch::Tensor before;      ///< the factors as they were
+    torch::Tensor directions;  ///< the same, orthonormal
+  };
   void draw(PowerSgdBucket& bucket);
-  void approximate(ProcessGroup const& world, BucketParts const& parts, PowerSgdBucket& bucket);
+  [[nodiscard]] Attempt approximate(ProcessGroup const& world, BucketParts const& parts, PowerSgdBucket& bucket);
+  void remember(BucketParts const& parts, PowerSgdBucket& bucket, Attempt const& attempt);
 
   comm_hooks::PowerSgdOptions options;
   std::int64_t iter = 0;
@@ -88,7 +96,7 @@ inline torch::Tensor PowerSgdEngine::reduce(ProcessGroup const& world, BucketPar
     summed = pardl::all_reduce(world, whole);
   }
   if (!std::exchange(bucket.started, options.warm_start)) draw(bucket);
-  if (!bucket.groups.empty()) approximate(world, parts, bucket);
+  auto const attempt = bucket.groups.empty() ? Attempt() : approximate(world, parts, bucket);
   summed.wait();
   std::int64_t at = 0;
   for (auto const member : bucket.whole) {
@@ -96,6 +104,7 @@ inline torch::Tensor PowerSgdEngine::reduce(ProcessGroup const& world, BucketPar
     gradient.copy_(whole.narrow(0, at, gradient.numel()).view(gradient.sizes()));
     at += gradient.numel();
   }
+  if (!bucket.groups.empty()) remember(parts, bucket, attempt);
   iter += parts.last;
   return parts.buffer;
 }
@@ -108,10 +117,12 @@ inline void PowerSgdEngine::draw(PowerSgdBucket& bucket) {
     group.q.copy_(at::randn(group.q.sizes(), generator, at::TensorOptions(bucket.dtype)));
 }
 
-/// Replaces the gradients of all groups by P Q^T, and notes what that leaves out.
-inline void PowerSgdEngine::approximate(ProcessGroup const& world, BucketParts const& parts, PowerSgdBucket& bucket) {
-  torch::Tensor owed;  // what this rank wanted to send
-  if (options.use_error_feedback) owed = parts.buffer.add_(bucket.error).clone();
+/// Replaces the gradients of all groups by P Q^T.
+inline PowerSgdEngine::Attempt PowerSgdEngine::approximate(ProcessGroup const& world, BucketParts const& parts,
+                                                           PowerSgdBucket& bucket) {
+  Attempt attempt;
+  if (options.use_error_feedback) attempt.owed = parts.buffer.add_(bucket.error).clone();
+  if (options.warm_start) attempt.before = bucket.q.clone();
 
   std::vector<torch::Tensor> matrices;
   for (auto const& group : bucket.groups) {
@@ -127,7 +138,7 @@ inline void PowerSgdEngine::approximate(ProcessGroup const& world, BucketParts c
     at::bmm_out(p, matrices[g], q);
   }
   pardl::all_reduce(world, bucket.p).wait();  // a sum will do: its columns are made orthonormal
-  auto const directions = options.warm_start ? bucket.q.clone() : torch::Tensor();
+  if (options.warm_start) attempt.directions = bucket.q.clone();
   for (std::size_t g = 0; g < matrices.size(); ++g) {
     auto& [members, p, q] = bucket.groups[g];
     orthogonalize(p, options.orthogonalization_epsilon);
@@ -144,25 +155,31 @@ inline void PowerSgdEngine::approximate(ProcessGroup const& world, BucketParts c
         gradient.copy_(matrices[g][static_cast<std::int64_t>(i)].view(gradient.sizes()));
       }
   }
+  return attempt;
+}
 
-  // The same on all ranks, since all have the same Q; nobody waits for the device to tell.
-  auto const finite = bucket.q.isfinite().all();
+/// Notes what the step left out, and where it was heard: for good if all of the bucket is finite, which is what a loss
+/// scaler looks at. The same on all ranks, since all have the same bucket now; nobody waits for the device to tell.
+inline void PowerSgdEngine::remember(BucketParts const& parts, PowerSgdBucket& bucket, Attempt const& attempt) {
+  auto const largest = at::linalg_vector_norm(parts.buffer, std::numeric_limits<double>::infinity());
+  auto const finite = largest.isfinite();  // NaN where anything is
   if (options.use_error_feedback) {
-    owed.sub_(parts.buffer);
+    attempt.owed.sub_(parts.buffer);
     for (auto const member : bucket.whole) {
       auto const& gradient = parts.gradients[member];
-      owed.narrow(0, gradient.storage_offset() - parts.buffer.storage_offset(), gradient.numel()).zero_();
+      attempt.owed.narrow(0, gradient.storage_offset() - parts.buffer.storage_offset(), gradient.numel()).zero_();
     }
-    at::where_out(bucket.error, finite, owed, bucket.error);
+    at::where_out(bucket.error, finite, attempt.owed, bucket.error);
   }
   if (options.warm_start) {
     std::int64_t at = 0;
     for (auto& [members, p, q] : bucket.groups) {
-      auto const before = directions.narrow(0, at, q.numel()).view(q.sizes());
-      auto const heard = at::linalg_vector_norm(q, 2, {1}, /*keepdim=*/true).ne(0).logical_and_(finite);
-      at::where_out(q, heard, q, before);
+      auto const direction = attempt.directions.narrow(0, at, q.numel()).view(q.sizes());
+      auto const heard = at::linalg_vector_norm(q, 2, {1}, /*keepdim=*/true).ne(0);
+      at::where_out(q, heard, q, direction);
       at += q.numel();
     }
+    at::where_out(bucket.q, finite, bucket.q, attempt.before);
   }
 }
 

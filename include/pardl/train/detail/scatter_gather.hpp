@@ -7,6 +7,7 @@
 
 #include <c10/core/GradMode.h>
 #include <c10/util/ArrayRef.h>
+#include <c10/util/StringUtil.h>
 #include <torch/types.h>
 #include <torch/utils.h>
 
@@ -92,7 +93,7 @@ inline std::vector<torch::Tensor> scatter(torch::Tensor const& whole, Spread con
 }
 
 /// The pieces one below the other, on `device`; numbers become a vector of one for each device.
-/// \throws DataError where some are missing or are numbers, and others are not.
+/// \throws DataError where some are missing or are numbers, and others are not, or where more than their rows differs.
 inline torch::Tensor gather(std::vector<torch::Tensor> pieces, torch::Device device) {
   auto const kind = [](torch::Tensor const& piece) { return !piece.defined() ? 0 : piece.dim() == 0 ? 1 : 2; };
   for (auto& piece : pieces) {
@@ -106,6 +107,18 @@ inline torch::Tensor gather(std::vector<torch::Tensor> pieces, torch::Device dev
   if (!pieces.front().defined()) return {};
   if (pieces.front().dim() == 0)
     for (auto& piece : pieces) piece = piece.unsqueeze(0);
+  std::optional<std::size_t> first;
+  for (std::size_t i = 0; i < pieces.size(); ++i) {
+    if (pieces[i].dim() == 1 && pieces[i].size(0) == 0) continue;  // it fits anything, as in torch.cat
+    if (!first) first = i;
+    if (pieces[i].sizes().slice(1) != pieces[*first].sizes().slice(1))
+      throw DataError(sentence("train",
+                               "DataParallel cannot gather what forward returned: a tensor is " +
+                                   c10::str(pieces[*first].sizes()) + " on device " + std::to_string(*first) + " and " +
+                                   c10::str(pieces[i].sizes()) + " on device " + std::to_string(i),
+                               "let forward return tensors that have the batch as their first dimension and are alike "
+                               "in the others"));
+  }
   return pieces.size() == 1 ? std::move(pieces.front()) : at::cat(pieces, 0);
 }
 
