@@ -45,6 +45,7 @@ void check_against_replay(std::vector<int> const& steps, Options const& options,
                  struct {
                    std::int64_t& clocks;
                    void on_clock(pardl::ClockEvent const& event) { CHECK(event.clock == clocks++); }
+                   void on_step(pardl::ClockEvent const& event) { CHECK(event.clock + 1 == clocks); }
                  } count{clocks};
                  ps.serve(count);
                  CHECK(ps.version() == clocks);
@@ -395,6 +396,31 @@ TEST_CASE("a training saved between two steps on the server goes on as if it had
     for (int c = 3; c < 6; ++c) {
       backward(net, ps.workers().rank(), c);
       ps.step();
+    }
+    ps.finish();
+  });
+}
+
+TEST_CASE("what an observer makes of the parameters after a step is what the workers get") {
+  with_ranks(3, [](ProcessGroup world) {
+    Mlp net(1);
+    ParameterServer ps{net, world, sgd};
+    if (ps.is_server()) {
+      struct {
+        Mlp& net;
+        void on_step(pardl::ClockEvent const& event) {
+          torch::NoGradGuard const no_grad;
+          for (auto& parameter : net->parameters()) parameter.fill_(event.clock + 100);
+        }
+      } fill{net};
+      ps.serve(fill);
+      return;
+    }
+    for (int c = 0; c < 3; ++c) {
+      backward(net, ps.workers().rank(), c);
+      ps.step();
+      for (auto const& parameter : net->parameters())
+        CHECK(torch::equal(parameter, torch::full_like(parameter, c + 100)));
     }
     ps.finish();
   });

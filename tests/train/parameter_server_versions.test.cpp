@@ -89,6 +89,7 @@ TEST_CASE("an answer that is read late is of the version that its head names, th
                  Server server(world, model, {1, 2}, std::move(links), {.staleness = 2});
                  server.serve({.before_step = [](auto const&) {},
                                .step = [&] { torch::Tensor(parameter).add_(1); },
+                               .after_step = [](auto const&) {},
                                .lost = [](auto const& event) { FAIL_CHECK(event.sentence); }});
                  CHECK(server.version() == 4);
                  return;
