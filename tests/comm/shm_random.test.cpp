@@ -88,7 +88,7 @@ class Program {
         {std::move(work), [result, expected = std::move(expected)] { return torch::equal(result, expected); }, step_});
   }
 
-  void begin(unsigned kind) {
+  void begin(std::uint_fast32_t kind) {
     auto const op = pick(std::array{RedOp::SUM, RedOp::PRODUCT, RedOp::MIN, RedOp::MAX});
     auto const mine = laid_out(of(rank_, count_));
     auto const share = count_ / size_, even = share * size_;
