@@ -7,8 +7,10 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
+#include <latch>
 #include <mutex>
 #include <stdexcept>
+#include <thread>
 #include <vector>
 
 #include "comm/shm_support.hpp"
@@ -94,6 +96,42 @@ TEST_CASE("operations of two groups may be waited for in any order, another one 
   });
 }
 
+TEST_CASE("nor need the thread that waits be the one that began them") {
+  over_shm(2, [](ProcessGroup world) {
+    auto const part = world.split(0);
+    REQUIRE(part);
+    auto one = torch::full({2'000'000}, world.rank() + 1.0), two = torch::full({2'000'000}, world.rank() + 5.0);
+    pardl::Work first, second;
+    std::thread([&] { first = pardl::all_reduce(world, one); }).join();
+    std::thread([&] { second = pardl::all_reduce(*part, two); }).join();
+    if (world.rank() == 0) first.wait();
+    second.wait();
+    if (world.rank() == 1) first.wait();
+    CHECK(one.max().item<double>() == 3);
+    CHECK(two.max().item<double>() == 11);
+  });
+}
+
+TEST_CASE("inference mode is the caller's, whichever thread moves its operation on") {
+  for (auto const progress : {Progress::caller, Progress::thread})
+    bare(2, {.progress = progress}, [](c10d::Backend& backend, int rank) {
+      Tensors sum{torch::ones({1'000'000})};
+      auto const before = backend.allreduce(sum, {});
+      std::vector<Tensors> out(1);
+      c10::intrusive_ptr<c10d::Work> work;
+      {
+        c10::InferenceMode const inference;
+        out[0] = {torch::zeros({4, 2}).select(1, 0), torch::zeros({4})};
+        Tensors in{torch::full({4, 2}, rank + 1.0).select(1, 1)};
+        work = backend.allgather(out, in, {});
+      }
+      before->wait();
+      work->wait();
+      CHECK(out[0][0].sum().item<float>() == 4);
+      CHECK(out[0][1].sum().item<float>() == 8);
+    });
+}
+
 TEST_CASE("operations read and write in the order of the calls, whatever a rank sends itself and copies") {
   for (auto const progress : {Progress::caller, Progress::thread})
     bare(2, {.progress = progress}, [](c10d::Backend& backend, int rank) {
@@ -149,19 +187,29 @@ TEST_CASE("a rank that ends carries out what is under way, also what nobody wait
   });
 }
 
-TEST_CASE("a process forked from a rank may end its copy of the group without ending the rank's") {
-  bare(2, {}, [](c10d::Backend& backend, int rank) {
-    backend.barrier({})->wait();
-    if (rank == 0) {
+TEST_CASE("a process forked from a rank may have groups and end its copy of the rank's: the rank's goes on") {
+  std::latch begun(1), over(1);  // rank 1 stands still meanwhile: a fork's locks are as they were
+  bare(2, {.progress = Progress::caller}, [&](c10d::Backend& backend, int rank) {
+    Tensors t{torch::full({2'000'000}, rank + 1.0)};
+    auto const work = backend.allreduce(t, {});
+    if (rank == 1) {
+      begun.count_down();
+      over.wait();
+    } else {
+      begun.wait();
       pid_t const child = ::fork();
       if (child == 0) {
+        bare(2, {.progress = Progress::caller}, [](c10d::Backend& own, int) { own.barrier({})->wait(); });
         backend.shutdown();
         ::_exit(0);
       }
       int status = -1;
       ::waitpid(child, &status, 0);
       CHECK(status == 0);
+      over.count_down();
     }
+    work->wait();
+    CHECK(t[0].min().item<float>() == 3);
     backend.barrier({})->wait();
   });
 }

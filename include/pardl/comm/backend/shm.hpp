@@ -19,7 +19,8 @@
 ///   that are cut otherwise.
 ///
 /// Operations of a group go one after the other, in the order of the calls: each reads what those before it have
-/// written. Those of several groups may be waited for in any order, another one on each rank. \cost for n ranks and b
+/// written (tensors on other devices are copied at the call). Those of several groups over shared memory may be waited
+/// for in any order, another one on each rank. \cost for n ranks and b
 /// bytes a rank: all_reduce writes b/n (n-1) bytes to slots and reads b/n (n-1) to sum and as many to collect, in two
 /// meetings; up to ShmOptions::read_all bytes every rank reads all n tensors in one meeting. reduce is all_reduce
 /// without the last copy on ranks but the root. Everything else (broadcast, gathers, scatters, all_to_all,
@@ -31,8 +32,8 @@
 /// Who waits looks at memory for a fraction of a millisecond, since to sleep and be woken costs as much as many small
 /// sums, then sleeps on a futex; where ranks outnumber the cores it sleeps at once, so that the rank it waits for gets
 /// the core. Who calls or waits moves its operations on; where a rank has two cores or more to itself a thread does so
-/// too, which overlaps the sum with what the caller computes, and with fewer cores would only take turns with it; a
-/// caller that sleeps for one group lets a thread move on what it began in others. A rank writes its own slots first,
+/// too, which overlaps the sum with what the caller computes, and with fewer cores would only take turns with it; who
+/// sleeps for one group lets a thread move on what nobody waits for in others. A rank writes its own slots first,
 /// so that their pages lie on its NUMA node; the others read them from there. \source The slots and the sum of slices
 /// are the reduce-scatter and all-gather of Thakur, Rabenseifner & Gropp, 2005.
 #pragma once
@@ -85,6 +86,7 @@ class ShmBackend final : public c10d::Backend {
   ShmBackend(c10d::Store& store, int rank, int size, ShmOptions const& options)
       : Backend(rank, size), read_all_(options.read_all / static_cast<std::size_t>(std::max(1, size - 1))) {
     auto const sizes = shm::Sizes::of(static_cast<std::size_t>(size), options.slot);
+    shm::Engine::move_on_all_but(nullptr);  // the others may wait for those before they come here
     auto meeting = shm::gather_at(
         store, rank, sizes,
         shm::Clock::now() + std::min<std::chrono::milliseconds>(options.timeout, std::chrono::minutes(5)));
@@ -97,6 +99,7 @@ class ShmBackend final : public c10d::Backend {
                                                                                   .timeout = options.timeout,
                                                                                   .progress = progress,
                                                                                   .looks = cores >= size ? 4'000 : 10});
+    engine_->enrol();
   }
   ShmBackend(ShmBackend const&) = delete;
   ShmBackend& operator=(ShmBackend const&) = delete;
@@ -293,6 +296,7 @@ class ShmBackend final : public c10d::Backend {
         sizes = shm::Call::mixed(sizes, out[r].nbytes());
         parcel.take.push_back(r == me ? shm::Row() : parcel.row({out[r]}, false, true));
       }
+      if (stamp.peer >= 0 && !even) refuse(stamp, "the root's outputs differ in size");
       parcel.copy(in.at(0), out[me]);
     }
     if (stamp.peer < 0 || !takes) parcel.give.push_back(parcel.row(in, true, false));

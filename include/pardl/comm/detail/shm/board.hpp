@@ -34,15 +34,14 @@ struct Call {
   std::uint8_t name;  ///< place in `names`
   std::uint8_t operation;
   std::uint8_t dtype;
-  std::uint8_t dimensions;  ///< of the first tensor; 255: more than there is room for
+  std::uint8_t dimensions;   ///< of the first tensor; 255: more than there is room for
+  std::uint8_t same_shapes;  ///< whether the first tensor has one shape on all ranks
   std::int64_t shape[6];
 
   static constexpr std::uint64_t digest = std::uint64_t{1} << 63;
   [[nodiscard]] static constexpr std::uint64_t mixed(std::uint64_t so_far, std::uint64_t size) noexcept {
     return ((so_far ^ size) * 0x9e37'79b9'7f4a'7c15 + (so_far >> 32)) | digest;
   }
-  /// Whether the first tensor has one size on all ranks.
-  [[nodiscard]] bool one_size() const noexcept { return bytes != 0 && (bytes & digest) == 0; }
 
   /// All but the shape, which may differ where the bytes are the same.
   [[nodiscard]] bool agrees(Call const& other) const noexcept {

@@ -52,7 +52,7 @@ inline Stamp stamp_of(Call const& call) {
   stamp.number = call.number;
   stamp.peer = call.root;
   stamp.tensors = call.tensors;
-  stamp.same_shapes = call.one_size();
+  stamp.same_shapes = call.same_shapes != 0;
   stamp.dtype = static_cast<c10::ScalarType>(call.dtype);
   if (call.dimensions <= std::size(call.shape)) stamp.shape.assign(call.shape, call.shape + call.dimensions);
   return stamp;
@@ -65,6 +65,7 @@ inline Call call_of(Stamp const& stamp, std::uint64_t bytes, std::uint8_t operat
   call.name = place_of(stamp.name);
   call.operation = operation;
   call.dtype = static_cast<std::uint8_t>(stamp.dtype);
+  call.same_shapes = stamp.same_shapes ? 1 : 0;
   bool const fits = stamp.shape.size() <= std::size(call.shape);
   call.dimensions = fits ? static_cast<std::uint8_t>(stamp.shape.size()) : 255;
   if (fits) std::copy(stamp.shape.begin(), stamp.shape.end(), call.shape);

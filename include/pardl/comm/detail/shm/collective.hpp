@@ -106,6 +106,8 @@ class Mover {
         odd_ = "rank " + std::to_string(rank) + " has called " + stamp_of(theirs).text();
         if (theirs.operation != ours.operation)
           odd_ += std::string(" by ") + operation_name(theirs) + ", this rank by " + operation_name(ours);
+        else if (theirs.bytes != ours.bytes && ((theirs.bytes | ours.bytes) & Call::digest) != 0)
+          odd_ += " with other sizes in its list";
         return false;
       }
     }

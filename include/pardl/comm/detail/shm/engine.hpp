@@ -4,7 +4,7 @@
 ///
 /// Whoever calls an operation, waits for one or asks for its future moves all of this rank's operations on, as far as
 /// they can go without waiting. Where each rank has a core to spare, a thread does so too while nobody waits; and where
-/// not, as soon as whoever began them waits for another group's, since the ranks may wait for the two in any order.
+/// not, as soon as somebody in the process sleeps for another group's, since ranks may wait for the two in any order.
 #pragma once
 
 #include <c10/core/ScalarType.h>
@@ -48,7 +48,8 @@ namespace pardl::inline PARDL_ABI::detail::shm {
 /// Who moves operations on.
 enum class Progress : std::uint8_t {
   automatic,  ///< a thread where this rank has two cores or more to itself, else the caller
-  caller,     ///< calls into the backend only; an operation that somebody chains on is over when its future is there
+  caller,     ///< calls into the backend, and a thread only while one sleeps for another group; an operation that
+              ///< somebody chains on is over when its future is there
   thread      ///< a thread of each group too, so that operations go on while nobody waits
 };
 
@@ -97,11 +98,15 @@ class Engine : public std::enable_shared_from_this<Engine> {
       }
     }
     (void)drive();
-    if (work->over()) return;
-    if (plan_.progress == Progress::thread)
-      wake_helper();
-    else
-      begun_here().insert(*this);
+    if (plan_.progress == Progress::thread && !work->over()) wake_helper();
+  }
+  /// Others must be able to find it. Once, before the first operation.
+  void enrol() { Register::present().insert(weak_from_this()); }
+  /// Gives operations that nobody waits for a thread, before the present one waits for something else.
+  /// \param waited  the engine that this thread moves on itself
+  static void move_on_all_but(Engine const* waited) noexcept {
+    for (auto const& engine : Register::present().all())
+      if (engine.get() != waited && engine->unattended()) engine->wake_helper();
   }
 
   /// Moves operations on. \returns whether any was; false also while another thread does it.
@@ -126,6 +131,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   /// \param limit  of the caller's patience; none: the operation's own holds.
   void bring_to_end(ShmWork& work, std::chrono::milliseconds limit = {}) {
     auto const until = limit.count() > 0 ? Clock::now() + limit : Clock::time_point::max();
+    Attendance const attends(attendants_);
     for (int look = 0; !work.over();) {
       if (drive()) {
         look = 0;
@@ -187,10 +193,11 @@ class Engine : public std::enable_shared_from_this<Engine> {
 
   /// Ends this rank's part: what is under way may take up to `limit`.
   void shutdown(std::chrono::milliseconds limit) noexcept {
-    if (::getpid() != process_) {  // a fork's copy: the rank is its parent, and so is the thread
-      if (helper_.joinable()) helper_.detach();
+    if (::getpid() != process_) {  // a fork's copy: the rank is its parent, and what the handle names is not here
+      if (helper_.joinable()) (void)new std::thread(std::move(helper_));
       return;
     }
+    Attendance const attends(attendants_);
     try {
       auto const until = Clock::now() + limit;
       while (!verdict_.given() && !idle() && Clock::now() < until)
@@ -229,34 +236,50 @@ class Engine : public std::enable_shared_from_this<Engine> {
   };
   using Ended = c10::SmallVector<EndedWork, 2>;
 
-  /// Engines with operations that the present thread has begun and, having none to do it, must itself move on.
-  class BegunHere {
+  /// Counts a thread among those that move the operations on.
+  class Attendance {
    public:
-    void insert(Engine& engine) {
-      for (auto const& known : engines_)
-        if (known.address == &engine && !known.handle.expired()) return;
-      engines_.push_back({&engine, engine.weak_from_this()});
+    explicit Attendance(std::atomic<int>& count) : count_(count) { count_.fetch_add(1); }
+    Attendance(Attendance const&) = delete;
+    Attendance& operator=(Attendance const&) = delete;
+    ~Attendance() { count_.fetch_sub(1); }
+
+   private:
+    std::atomic<int>& count_;
+  };
+
+  /// All engines of this process. Never destroyed, since a group may be kept in whatever ends last; a fork begins with
+  /// an empty one, and leaves its parent's engines alone.
+  class Register {
+   public:
+    static Register& present() {
+      static std::atomic<Register*> one{new Register};
+      auto* now = one.load();
+      if (now->process_ == ::getpid()) return *now;
+      auto fresh = std::make_unique<Register>();
+      if (one.compare_exchange_strong(now, fresh.get())) return *fresh.release();
+      return *now;
     }
-    /// Before this thread sleeps for one of them: the others get a thread.
-    void hand_over_all_but(Engine const* waited) {
-      std::erase_if(engines_, [waited](Known const& known) {
-        if (known.address == waited) return known.handle.expired();
-        if (auto const engine = known.handle.lock(); engine && !engine->idle()) engine->wake_helper();
-        return true;
-      });
+    void insert(std::weak_ptr<Engine> engine) {
+      std::lock_guard const lock(mutex_);
+      std::erase_if(engines_, [](auto const& known) { return known.expired(); });
+      engines_.push_back(std::move(engine));
+    }
+    [[nodiscard]] std::vector<std::shared_ptr<Engine>> all() const noexcept try {
+      std::lock_guard const lock(mutex_);
+      std::vector<std::shared_ptr<Engine>> found;
+      for (auto const& known : engines_)
+        if (auto engine = known.lock()) found.push_back(std::move(engine));
+      return found;
+    } catch (std::exception const&) {  // no memory: they are asked again soon
+      return {};
     }
 
    private:
-    struct Known {
-      Engine const* address;
-      std::weak_ptr<Engine> handle;
-    };
-    std::vector<Known> engines_;
+    pid_t const process_ = ::getpid();
+    mutable std::mutex mutex_;
+    std::vector<std::weak_ptr<Engine>> engines_;
   };
-  static BegunHere& begun_here() {
-    thread_local BegunHere engines;
-    return engines;
-  }
 
   [[nodiscard]] Seat& seat() const noexcept { return ground_.seat(static_cast<std::size_t>(plan_.rank)); }
 
@@ -345,10 +368,16 @@ class Engine : public std::enable_shared_from_this<Engine> {
     std::lock_guard const lock(mutex_);
     return queue_.empty() && letters_.empty();
   }
+  /// Whether there is something to do and nobody to do it.
+  [[nodiscard]] bool unattended() {
+    if (attendants_.load() > 0) return false;
+    std::unique_lock const lock(mutex_, std::try_to_lock);  // whoever has it is at it
+    return lock && !(queue_.empty() && letters_.empty());
+  }
 
   template <class Ready>
   void doze(Ready&& ready) {
-    begun_here().hand_over_all_but(this);
+    move_on_all_but(this);
     ground_.board().bell.sleep(std::chrono::milliseconds(50), [&] { return drive() || ready(); });
     look_after();
   }
@@ -399,12 +428,13 @@ class Engine : public std::enable_shared_from_this<Engine> {
 
   // ---- the thread ----
 
-  void wake_helper() {
+  void wake_helper() noexcept try {
     std::lock_guard const lock(helper_mutex_);
     if (helper_stop_) return;
     helper_has_work_ = true;
     if (!helper_.joinable()) helper_ = std::thread([self = shared_from_this()] { self->help(); });
     helper_wake_.notify_one();
+  } catch (std::exception const&) {  // no thread to be had: whoever waits moves them on
   }
   void help() noexcept {
     for (;;) {
@@ -414,6 +444,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
         if (helper_stop_) return;
         helper_has_work_ = false;
       }
+      Attendance const attends(attendants_);
       while (!idle())
         if (!drive()) doze([this] { return idle(); });
     }
@@ -436,6 +467,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   std::atomic<std::uint64_t> issued_{0};
   std::uint64_t messages_ = 0;
   std::atomic<bool> heard_{false};
+  std::atomic<int> attendants_{0};
 
   std::mutex helper_mutex_;
   std::condition_variable helper_wake_;

@@ -3,10 +3,14 @@
 /// \layer  comm, private.
 #pragma once
 
+#include <ATen/MemoryOverlap.h>
+#include <c10/core/InferenceMode.h>
+#include <c10/util/StringUtil.h>
 #include <torch/types.h>
 
 #include <cstddef>
 #include <functional>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -14,6 +18,7 @@
 #include "pardl/comm/detail/shm/row.hpp"
 #include "pardl/comm/detail/shm/work.hpp"
 #include "pardl/comm/detail/stamp.hpp"
+#include "pardl/policy/error.hpp"
 #include "pardl/version.hpp"
 
 namespace pardl::inline PARDL_ABI::detail::shm {
@@ -31,6 +36,11 @@ class Parcel {
   /// when the operation begins (now, from another device: its stream is the caller's) and copied back when it is over.
   at::Tensor plain(at::Tensor const& tensor, bool reads, bool writes) {
     if (tensor.is_cpu() && tensor.is_contiguous() && !tensor.is_conj() && !tensor.is_neg()) return tensor;
+    if (writes && at::has_internal_overlap(tensor) == at::MemOverlap::Yes)
+      throw ConfigError(sentence("comm",
+                                 std::string(stamp.name) + ": a tensor that is to be written, " +
+                                     c10::str(tensor.sizes()) + ", has several elements in one place",
+                                 "give it memory of its own, by clone()"));
     torch::NoGradGuard const no_grad;
     auto const own = tensor.detach();
     auto plain = torch::empty(tensor.sizes(), tensor.options().device(torch::kCPU).requires_grad(false));
@@ -78,7 +88,11 @@ class Parcel {
     if (pairs.empty()) return nullptr;
     return [pairs = std::move(pairs)]() mutable {
       torch::NoGradGuard const no_grad;
-      for (auto& [to, from] : pairs) to.copy_(from.reshape(to.sizes()));
+      for (auto& [to, from] : pairs) {
+        // The thread that copies may be another than the caller, whose inference mode it must take over.
+        c10::InferenceMode const as_caller(to.is_inference() || c10::InferenceMode::is_enabled());
+        to.copy_(from.reshape(to.sizes()));
+      }
     };
   }
 

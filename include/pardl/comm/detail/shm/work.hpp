@@ -47,7 +47,8 @@ class ShmWork final : public c10d::Work {
 
   [[nodiscard]] bool over() const noexcept { return over_.load(std::memory_order_seq_cst); }
   /// Once each, without the engine's lock, since callbacks may begin other operations. All that have ended together
-  /// are settled before the first is told of: its callbacks may wait for another.
+  /// are settled before the first is told of: its callbacks may wait() for another (but not for another's future, which
+  /// the same thread completes after it).
   void settle(std::exception_ptr error);
   void tell() noexcept;
 
