@@ -112,8 +112,9 @@ class DataParallel : public detail::WrappedModule<M> {
   /// vectors, maps and structs, are split as torch.chunk splits them: of 5 rows, 4 devices get 2, 2 and 1, and the
   /// last none. Tensors without dimensions go to every device; so does what holds no tensor, the caller's own object
   /// to all of them. Without arguments only the first device works.
-  /// \throws DataError where tensors differ in their rows, or replicas' results in their kind. Error that names the
-  /// device where forward threw, with that exception nested in it (std::rethrow_if_nested); the others have ended too.
+  /// \throws DataError where tensors differ in their rows, or replicas' results in more than theirs. Error that names
+  /// the device where forward threw, with that exception nested in it (std::rethrow_if_nested); the others have ended
+  /// too.
   template <class... Args>
   auto forward(Args&&... args) {
     static_assert(forwards<M, Args...>,

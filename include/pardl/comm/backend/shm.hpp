@@ -20,22 +20,24 @@
 ///
 /// Operations of a group go one after the other, in the order of the calls: each reads what those before it have
 /// written (tensors on other devices are copied at the call). Those of several groups over shared memory may be waited
-/// for in any order, another one on each rank. \cost for n ranks and b
-/// bytes a rank: all_reduce writes b/n (n-1) bytes to slots and reads b/n (n-1) to sum and as many to collect, in two
-/// meetings; up to ShmOptions::read_all bytes every rank reads all n tensors in one meeting. reduce is all_reduce
-/// without the last copy on ranks but the root. Everything else (broadcast, gathers, scatters, all_to_all,
-/// reduce_scatter) writes each byte to a slot once and reads it once per receiver, in one meeting; barrier is such a
-/// meeting without bytes. A message is written to a channel once and read from there once, and once more if nobody had
-/// asked for it. A process forked from a rank keeps the rank's connection open: while it lives, the rank's death goes
-/// unnoticed where pidfds (Linux 5.3) cannot be had.
+/// for in any order, another one on each rank. A process forked from a rank keeps the rank's connection open: while it
+/// lives, the rank's death goes unnoticed where pidfds (Linux 5.3) cannot be had.
+///
+/// \cost for n ranks and b bytes a rank: all_reduce writes b/n (n-1) bytes to slots and reads b/n (n-1) to sum and as
+/// many to collect, in two meetings; up to ShmOptions::read_all bytes every rank reads all n tensors in one meeting.
+/// reduce is all_reduce without the last copy on ranks but the root. Everything else (broadcast, gathers, scatters,
+/// all_to_all, reduce_scatter) writes each byte to a slot once and reads it once per receiver, in one meeting; barrier
+/// is such a meeting without bytes. A message is written to a channel once and read from there once, and once more if
+/// nobody had asked for it.
 ///
 /// Who waits looks at memory for a fraction of a millisecond, since to sleep and be woken costs as much as many small
 /// sums, then sleeps on a futex; where ranks outnumber the cores it sleeps at once, so that the rank it waits for gets
 /// the core. Who calls or waits moves its operations on; where a rank has two cores or more to itself a thread does so
 /// too, which overlaps the sum with what the caller computes, and with fewer cores would only take turns with it; who
-/// sleeps for one group lets a thread move on what nobody waits for in others. A rank writes its own slots first,
-/// so that their pages lie on its NUMA node; the others read them from there. \source The slots and the sum of slices
-/// are the reduce-scatter and all-gather of Thakur, Rabenseifner & Gropp, 2005.
+/// sleeps for one group lets a thread move on what nobody waits for in others. A rank writes its own slots first, so
+/// that their pages lie on its NUMA node; the others read them from there.
+///
+/// \source The slots and the sum of slices are the reduce-scatter and all-gather of Thakur, Rabenseifner & Gropp, 2005.
 #pragma once
 
 #include <ATen/Parallel.h>
