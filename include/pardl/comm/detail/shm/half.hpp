@@ -3,7 +3,8 @@
 /// \layer  comm, private.
 ///
 /// c10's conversions choose between two floats by `?:`, which g++ leaves a branch, so that loops over them stay scalar.
-/// These choose by masks, on signed words, which every processor's vectors compare: 2 to 6 times faster in a sum.
+/// These choose by masks, on signed words, which every processor's vectors compare: 2 to 6 times faster in a sum with
+/// g++ 12. A signalling NaN stays one, where c10 makes it quiet; the sum is quiet in either case.
 #pragma once
 
 #include <c10/util/Half.h>
