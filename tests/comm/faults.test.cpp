@@ -13,15 +13,14 @@
 #include "pardl/comm/collectives.hpp"
 #include "pardl/comm/process_group.hpp"
 #include "support/process.hpp"
+#include "support/sentences.hpp"
 
 // Last: LibTorch's logging has a CHECK of its own.
 #include <doctest/doctest.h>
 
 namespace {
 
-using pardl::testing::Process;
-
-bool has(std::string const& text, std::string const& part) { return text.find(part) != std::string::npos; }
+using pardl::testing::has, pardl::testing::Process;
 
 std::string variable(char const* name) {
   char const* const value = std::getenv(name);

@@ -8,6 +8,7 @@
 #include "pardl/comm/detail/error_file.hpp"
 #include "pardl/comm/detail/processes.hpp"
 #include "support/process.hpp"
+#include "support/sentences.hpp"
 #include "support/temporary_folder.hpp"
 
 namespace {
@@ -16,8 +17,6 @@ namespace launching = pardl::detail::launching;
 using namespace pardl::testing;
 
 std::string const worker = PARDL_LAUNCH_WORKER;
-
-bool has(std::string const& text, std::string const& part) { return text.find(part) != std::string::npos; }
 
 /// A port that is free now, for the few cases in which the program must be told one.
 std::string free_port() {

@@ -17,6 +17,7 @@
 #include "pardl/comm/collectives.hpp"
 #include "pardl/comm/process_group.hpp"
 #include "support/ranks.hpp"
+#include "support/sentences.hpp"
 #include "support/temporary_folder.hpp"
 
 // Last: LibTorch's logging has a CHECK of its own.
@@ -27,8 +28,7 @@ namespace {
 using namespace std::chrono_literals;
 using pardl::Environment;
 using pardl::ProcessGroup;
-
-bool has(std::string const& text, std::string const& part) { return text.find(part) != std::string::npos; }
+using pardl::testing::has;
 
 /// The sentence of the E that f throws; "nothing" if it throws none.
 template <class E, class F>

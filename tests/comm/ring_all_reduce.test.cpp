@@ -213,6 +213,22 @@ TEST_CASE("it takes dense layouts, scalars, views and tensors that want gradient
     CHECK(weight.detach()[0].item<double>() == n);
     CHECK(weight.is_leaf());
     CHECK(weight.requires_grad());
+    auto frozen = [] {
+      c10::InferenceMode const inference;
+      return torch::ones({3});
+    }();
+    pardl::ring_all_reduce(world, frozen).wait();
+    CHECK(frozen[0].item<double>() == n);
+  });
+}
+
+TEST_CASE("autograd notices that a tensor it has kept was written") {
+  everywhere([](ProcessGroup world) {
+    if (world.size() == 1) return;  // nothing is written
+    auto const x = torch::ones({3}, torch::requires_grad());
+    auto y = x * 2, z = y * y;
+    pardl::ring_all_reduce(world, y).wait();
+    CHECK_THROWS_WITH_AS(z.sum().backward(), doctest::Contains("modified by an inplace operation"), std::exception);
   });
 }
 

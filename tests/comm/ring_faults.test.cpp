@@ -18,18 +18,17 @@
 #include "pardl/comm/ring_all_reduce.hpp"
 #include "pardl/policy/ring_schedule.hpp"
 #include "support/process.hpp"
+#include "support/sentences.hpp"
 
 // Last: LibTorch's logging has a CHECK of its own.
 #include <doctest/doctest.h>
 
 namespace {
 
-using pardl::testing::Process;
+using pardl::testing::has, pardl::testing::Process;
 
 constexpr int ranks = 3;
 constexpr std::int64_t length = 999;
-
-bool has(std::string const& text, std::string const& part) { return text.find(part) != std::string::npos; }
 
 std::string variable(char const* name) {
   char const* const value = std::getenv(name);

@@ -12,6 +12,7 @@
 #include "pardl/comm/backend/shm.hpp"
 #include "pardl/comm/collectives.hpp"
 #include "pardl/comm/process_group.hpp"
+#include "support/sentences.hpp"
 
 // Last: LibTorch's logging has a CHECK of its own.
 #include <doctest/doctest.h>
@@ -20,7 +21,8 @@ namespace {
 
 using pardl::ProcessGroup;
 using pardl::ReduceOp;
-using shm_test::bare, shm_test::has, shm_test::over_shm;
+using pardl::testing::has;
+using shm_test::bare, shm_test::over_shm;
 using Tensors = std::vector<torch::Tensor>;
 
 /// Rank r's numbers, the same in every process and thread.

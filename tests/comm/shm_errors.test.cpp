@@ -3,12 +3,16 @@
 // what happens to the operations and memory of those that hear it. Processes that die: shm_faults.test.cpp.
 #include <torch/torch.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
+#include <iterator>
 #include <latch>
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <thread>
+#include <torch/csrc/distributed/c10d/HashStore.hpp>
 #include <vector>
 
 #include "comm/shm_support.hpp"
@@ -16,6 +20,7 @@
 #include "pardl/comm/collectives.hpp"
 #include "pardl/comm/process_group.hpp"
 #include "pardl/comm/ring_all_reduce.hpp"
+#include "support/sentences.hpp"
 
 // Last: LibTorch's logging has a CHECK of its own.
 #include <doctest/doctest.h>
@@ -25,7 +30,8 @@ namespace {
 using pardl::ProcessGroup;
 using pardl::ReduceOp;
 using pardl::detail::shm::Progress;
-using shm_test::bare, shm_test::has, shm_test::over_shm, shm_test::thrown;
+using pardl::testing::has, pardl::testing::outcome;
+using shm_test::bare, shm_test::over_shm;
 using Tensors = std::vector<torch::Tensor>;
 
 }  // namespace
@@ -33,8 +39,8 @@ using Tensors = std::vector<torch::Tensor>;
 TEST_CASE("ranks that mean different things all get a sentence with both sides") {
   auto const both = [](auto&& first, auto&& second, std::string const& one, std::string const& other) {
     over_shm(2, [&](ProcessGroup world) {
-      auto const text = thrown([&] { world.rank() == 0 ? first(world) : second(world); });
-      CHECK_MESSAGE(has(text, "CommError [comm] rank " + std::to_string(world.rank()) + "/2: "), text);
+      auto const text = outcome([&] { world.rank() == 0 ? first(world) : second(world); });
+      CHECK_MESSAGE(has(text, "CommError: [comm] rank " + std::to_string(world.rank()) + "/2: "), text);
       CHECK_MESSAGE(has(text, one), text);
       CHECK_MESSAGE(has(text, other), text);
     });
@@ -109,11 +115,11 @@ TEST_CASE("sparse tensors of several shapes or dtypes are refused on all ranks")
   };
   over_shm(2, [&](ProcessGroup world) {
     Tensors t{sparse(world.rank() == 0 ? 5 : 50'000'001, torch::kFloat32)};
-    auto const text = thrown([&] { world.c10d()->allreduce(t)->wait(); });
+    auto const text = outcome([&] { world.c10d()->allreduce(t)->wait(); });
     CHECK_MESSAGE(has(text, "rank " + std::to_string(1 - world.rank()) + " has a sparse tensor of another shape"),
                   text);
     Tensors u{sparse(5, world.rank() == 0 ? torch::kFloat32 : torch::kInt32)};
-    CHECK(has(thrown([&] { world.c10d()->allreduce(u)->wait(); }), "of another shape or dtype"));
+    CHECK(has(outcome([&] { world.c10d()->allreduce(u)->wait(); }), "of another shape or dtype"));
   });
 }
 
@@ -140,13 +146,14 @@ TEST_CASE("a timeout names the operation, its number and the ranks that have not
     pardl::barrier(world);
     world.set_timeout(std::chrono::milliseconds(300));
     if (world.rank() == 2) return pardl::testing::wait_until_failed(world), told.wait();
-    auto const text = thrown([&] { pardl::all_reduce(world, torch::ones({5})).wait(); });
+    auto const text = outcome([&] { pardl::all_reduce(world, torch::ones({5})).wait(); });
     told.count_down();
     CHECK_MESSAGE(
-        has(text, "CommTimeout [comm] rank " + std::to_string(world.rank()) + "/3: all_reduce #2 (float32[5]) "), text);
+        has(text, "CommTimeout: [comm] rank " + std::to_string(world.rank()) + "/3: all_reduce #2 (float32[5]) "),
+        text);
     CHECK_MESSAGE(has(text, "timed out after 300 ms"), text);
     CHECK_MESSAGE(has(text, "ranks that have not come: 2 (last called barrier #1)"), text);
-    auto const next = thrown([&] { pardl::barrier(world); });
+    auto const next = outcome([&] { pardl::barrier(world); });
     CHECK_MESSAGE(has(next, "barrier was refused, since the group has failed"), next);
   });
 }
@@ -158,7 +165,7 @@ TEST_CASE("ranks that have come to the same operation are not called at another 
     if (world.rank() == 2) return pardl::testing::wait_until_failed(world), told.wait();
     std::vector<Tensors> out{{torch::ones({4}), torch::ones({4}), torch::ones({4})}};
     Tensors in{torch::ones({4})};
-    auto const text = thrown([&] { world.c10d()->allgather(out, in)->wait(); });
+    auto const text = outcome([&] { world.c10d()->allgather(out, in)->wait(); });
     told.count_down();
     CHECK_MESSAGE(has(text, "ranks that have not come: 2 (has not called any collective)"), text);
     CHECK_MESSAGE(!has(text, "another operation"), text);
@@ -171,16 +178,17 @@ TEST_CASE("a message that does not come, and a wait of less patience, are timeou
     world.set_timeout(std::chrono::milliseconds(300));
     if (world.rank() == 1) return pardl::testing::wait_until_failed(world);
     auto t = torch::ones({5});
-    auto const text = thrown([&] { pardl::recv(world, t, 1, 9).wait(); });
+    auto const text = outcome([&] { pardl::recv(world, t, 1, 9).wait(); });
     CHECK_MESSAGE(
-        has(text, "CommTimeout [comm] rank 0/2: recv #1 from rank 1 (tag 9, float32[5]) timed out after 300 ms"), text);
+        has(text, "CommTimeout: [comm] rank 0/2: recv #1 from rank 1 (tag 9, float32[5]) timed out after 300 ms"),
+        text);
   });
   over_shm(2, [](ProcessGroup world) {
     if (world.rank() == 1) return pardl::testing::wait_until_failed(world);
     Tensors t{torch::ones({5})};
     auto const work = world.c10d()->getDefaultBackend()->allreduce(t, {});
-    auto const text = thrown([&] { work->wait(std::chrono::milliseconds(200)); });
-    CHECK_MESSAGE(has(text, "CommTimeout [comm] rank 0/2: all_reduce #1 (float32[5]) timed out after 200 ms"), text);
+    auto const text = outcome([&] { work->wait(std::chrono::milliseconds(200)); });
+    CHECK_MESSAGE(has(text, "CommTimeout: [comm] rank 0/2: all_reduce #1 (float32[5]) timed out after 200 ms"), text);
   });
 }
 
@@ -189,8 +197,8 @@ TEST_CASE("a monitored barrier has a limit of its own") {
     if (world.rank() == 1) return pardl::testing::wait_until_failed(world);
     c10d::BarrierOptions options;
     options.timeout = std::chrono::milliseconds(200);
-    auto const text = thrown([&] { world.c10d()->getDefaultBackend()->monitoredBarrier(options, false); });
-    CHECK_MESSAGE(has(text, "CommTimeout [comm] rank 0/2: barrier #1 timed out after 200 ms"), text);
+    auto const text = outcome([&] { world.c10d()->getDefaultBackend()->monitoredBarrier(options, false); });
+    CHECK_MESSAGE(has(text, "CommTimeout: [comm] rank 0/2: barrier #1 timed out after 200 ms"), text);
   });
 }
 
@@ -228,7 +236,7 @@ TEST_CASE("a message from anybody is not waited for when all have left") {
       return;
     }
     CHECK(pardl::recv_any(world, t, 3) == 1);
-    auto const text = thrown([&] { (void)pardl::recv_any(world, t, 3); });
+    auto const text = outcome([&] { (void)pardl::recv_any(world, t, 3); });
     CHECK_MESSAGE(has(text, "has ended the group"), text);
   });
 }
@@ -241,15 +249,15 @@ TEST_CASE("an operation that all ranks have come to ends well, even if another h
       auto work = pardl::all_reduce(world, tensor);
       begun.count_down();
       failed.wait();
-      CHECK(thrown([&] { work.wait(); }) == "nothing");
+      CHECK(outcome([&] { work.wait(); }) == "nothing");
       CHECK(tensor.sum().item<double>() == 12);
-      CHECK(has(thrown([&] { pardl::barrier(world); }), "barrier was refused, since the group has failed"));
+      CHECK(has(outcome([&] { pardl::barrier(world); }), "barrier was refused, since the group has failed"));
       return;
     }
     begun.wait();
     pardl::all_reduce(world, tensor).wait();
     if (world.rank() == 1) return;
-    auto const text = thrown([&] { pardl::barrier(world); });
+    auto const text = outcome([&] { pardl::barrier(world); });
     failed.count_down();
     CHECK_MESSAGE(has(text, "rank 1 has ended the group"), text);
   });
@@ -262,12 +270,12 @@ TEST_CASE("a rank that gave up an operation and left is missed by who comes to i
     if (rank == 1) {
       auto const work = backend.allreduce(t, {});
       dynamic_cast<pardl::detail::ShmBackend&>(backend).engine().shutdown(std::chrono::milliseconds(0));
-      CHECK(has(thrown([&] { work->wait(); }), "was given up: the group was shut down"));
+      CHECK(has(outcome([&] { work->wait(); }), "was given up: the group was shut down"));
       gone.count_down();
       return;
     }
     gone.wait();
-    CHECK(has(thrown([&] { backend.allreduce(t, {})->wait(); }), "rank 1 has ended the group"));
+    CHECK(has(outcome([&] { backend.allreduce(t, {})->wait(); }), "rank 1 has ended the group"));
   });
 }
 
@@ -289,17 +297,73 @@ TEST_CASE("a future hears of a failure, whoever moves its operation on") {
     });
 }
 
+TEST_CASE("a rank that others keep busy is told of its deadline all the same") {
+  bare(2, {}, [](c10d::Backend& backend, int rank) {
+    backend.barrier()->wait();
+    std::vector<at::Tensor> t{torch::ones({2})};
+    if (rank == 0) {
+      backend.setTimeout(std::chrono::milliseconds(300));
+      auto const text = outcome([&] { backend.recv(t, 1, 9)->wait(); });
+      CHECK_MESSAGE(has(text, "recv #1 from rank 1 (tag 9, float32[2]) timed out after 300 ms"), text);
+    } else {
+      auto const text = outcome([&] {  // far more than it has time for
+        for (int i = 0; i < 3'000'000; ++i) backend.send(t, 0, 3)->wait();
+      });
+      CHECK_MESSAGE(has(text, "rank 0 says recv #1 from rank 1"), text);
+    }
+  });
+}
+
+TEST_CASE("who does not know the secret from the store, or is no rank of the group, gets no memory") {
+  auto const store = c10::make_intrusive<c10d::HashStore>();
+  pardl::ShmOptions const options{.timeout = std::chrono::seconds(30)};
+  std::vector<at::Tensor> sums[2] = {{torch::ones({5})}, {torch::ones({5})}};
+  auto const join = [&](int rank) { pardl::backend::shm(store, rank, 2, options)->allreduce(sums[rank], {})->wait(); };
+  std::thread first([&] { join(0); });
+  store->wait({"shm"});
+  auto const deadline = std::chrono::steady_clock::now() + std::chrono::seconds(30);
+  auto const knock = [&](std::vector<std::uint8_t> const& invitation, int rank) {
+    return outcome([&] { pardl::detail::shm::visit(invitation, rank, 2, deadline); });
+  };
+  auto const invitation = store->get("shm");
+  auto forged = invitation;
+  forged[3] ^= 1;
+  for (auto const& text : {knock(forged, 1), knock(invitation, 0), knock(invitation, 2), knock(invitation, -1)})
+    CHECK_MESSAGE(has(text, "rank 0 has not handed over its shared memory"), text);
+  join(1);
+  first.join();
+  for (auto const& sum : sums) CHECK(torch::equal(sum[0], torch::full({5}, 2.0F)));
+}
+
+TEST_CASE("a rank that dies while it writes why the group has failed is not waited for") {
+  namespace shm = pardl::detail::shm;
+  auto const sizes = shm::Sizes::of(2, 4096);
+  for (bool const fails : {false, true}) {
+    shm::Ground const ground(shm::Segment::create(sizes.all()), sizes);
+    auto& board = ground.board();
+    board.failure = 1;  // as rank 1 leaves it
+    board.failed_rank = 1;
+    std::fill(std::begin(board.phrase), std::end(board.phrase), 'x');
+    shm::Verdict verdict(ground, 0, 2);
+    if (fails) verdict.give("failed: something else", false, nullptr);
+    while (verdict.half_given()) {
+    }
+    CHECK(verdict.given());
+    CHECK(std::string(board.phrase) == std::string(sizeof board.phrase - 1, 'x'));  // ended, and nobody else's
+  }
+}
+
 TEST_CASE("a rank that ends the group in good order is not waited for, one that throws takes the others along") {
   over_shm(3, [](ProcessGroup world) {
     pardl::barrier(world);
     if (world.rank() == 1) return;
-    auto const text = thrown([&] { pardl::barrier(world); });
+    auto const text = outcome([&] { pardl::barrier(world); });
     CHECK_MESSAGE(has(text, "rank 1 has ended the group"), text);
   });
   CHECK_THROWS_WITH_AS(over_shm(3,
                                 [](ProcessGroup world) {
                                   if (world.rank() == 1) throw std::runtime_error("not a good day");
-                                  auto const text = thrown([&] { pardl::barrier(world); });
+                                  auto const text = outcome([&] { pardl::barrier(world); });
                                   CHECK_MESSAGE(has(text, "rank 1 says it failed: an exception ended it"), text);
                                 }),
                        "not a good day", std::runtime_error);

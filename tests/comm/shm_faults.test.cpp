@@ -20,6 +20,7 @@
 #include "pardl/comm/backend/shm.hpp"
 #include "support/process.hpp"
 #include "support/seed.hpp"
+#include "support/sentences.hpp"
 #include "support/temporary_folder.hpp"
 
 // Last: LibTorch's logging has a CHECK of its own.
@@ -37,8 +38,7 @@ struct Rank {
 
 /// Works until it fails, and says why: small and large reductions, copies, messages.
 [[noreturn]] void work(std::string const& meeting, int rank, int size, int out, std::chrono::milliseconds timeout) {
-  std::string text;
-  try {
+  auto const text = pardl::testing::outcome([&] {
     auto const store = c10::make_intrusive<c10d::FileStore>(meeting, size);
     auto const backend = pardl::backend::shm(store, rank, size, {.timeout = timeout});
     (void)!::write(out, "!", 1);  // it is at work
@@ -54,11 +54,7 @@ struct Rank {
       small[0].fill_(1);
       large[0].fill_(1);
     }
-  } catch (pardl::CommTimeout const& e) {
-    text = std::string("CommTimeout ") + e.what();
-  } catch (std::exception const& e) {
-    text = std::string("CommError ") + e.what();
-  }
+  });
   (void)!::write(out, text.data(), text.size());
   ::_exit(0);
 }
@@ -138,7 +134,8 @@ TEST_CASE("a rank killed at any moment is named by the others within their time,
       auto const [text, in_time] = last_words(ranks[static_cast<std::size_t>(rank)]);
       CHECK(in_time);
       if (rank == victim) continue;
-      CHECK_MESSAGE(text.find("CommError [comm] rank " + std::to_string(rank) + "/" + std::to_string(size)) == 0, text);
+      CHECK_MESSAGE(text.find("CommError: [comm] rank " + std::to_string(rank) + "/" + std::to_string(size)) == 0,
+                    text);
       CHECK_MESSAGE(text.find("rank " + std::to_string(victim) + " has died") != std::string::npos, text);
     }
   }
@@ -171,7 +168,7 @@ TEST_CASE("a stopped rank is a timeout on the others") {
   for (std::size_t const rank : {0, 2}) {
     auto const [text, in_time] = last_words(ranks[rank]);
     CHECK(in_time);
-    CHECK_MESSAGE(text.find("CommTimeout [comm] rank " + std::to_string(rank) + "/3") == 0, text);
+    CHECK_MESSAGE(text.find("CommTimeout: [comm] rank " + std::to_string(rank) + "/3") == 0, text);
     CHECK_MESSAGE(text.find("timed out after 2 s") != std::string::npos, text);
   }
   ::kill(ranks[1].pid, SIGKILL);

@@ -21,8 +21,6 @@ void over_shm(int n, F&& f) {
   pardl::testing::with_ranks(n, f, {.backend = "shm"});
 }
 
-inline bool has(std::string const& text, std::string const& part) { return text.find(part) != std::string::npos; }
-
 /// Backends without a group around them, on threads; f(backend, rank).
 template <class F>
 void bare(int n, pardl::ShmOptions options, F&& f) {
@@ -43,19 +41,6 @@ void bare(int n, pardl::ShmOptions options, F&& f) {
     });
   for (auto& thread : threads) thread.join();
   if (first) std::rethrow_exception(first);
-}
-
-/// What the call throws, in words.
-template <class F>
-std::string thrown(F&& f) {
-  try {
-    f();
-  } catch (pardl::CommTimeout const& e) {
-    return std::string("CommTimeout ") + e.what();
-  } catch (pardl::CommError const& e) {
-    return std::string("CommError ") + e.what();
-  }
-  return "nothing";
 }
 
 }  // namespace shm_test

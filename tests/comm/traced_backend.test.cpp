@@ -16,6 +16,7 @@
 #include "pardl/comm/collectives.hpp"
 #include "pardl/comm/process_group.hpp"
 #include "support/ranks.hpp"
+#include "support/sentences.hpp"
 
 // Last: LibTorch's logging has a CHECK of its own.
 #include <doctest/doctest.h>
@@ -23,23 +24,7 @@
 namespace {
 
 using namespace std::chrono_literals;
-
-bool has(std::string const& text, std::string const& part) { return text.find(part) != std::string::npos; }
-
-/// What f throws, as "Type: text"; "nothing" if it does not.
-template <class F>
-std::string outcome(F&& f) {
-  try {
-    f();
-  } catch (pardl::CommTimeout const& e) {
-    return std::string("CommTimeout: ") + e.what();
-  } catch (pardl::CommError const& e) {
-    return std::string("CommError: ") + e.what();
-  } catch (std::exception const& e) {
-    return std::string("other: ") + e.what();
-  }
-  return "nothing";
-}
+using pardl::testing::has, pardl::testing::outcome;
 
 /// From here on operations may take a second. Not from the start: a busy machine may need longer to bring ranks
 /// together.

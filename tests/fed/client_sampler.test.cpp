@@ -14,18 +14,18 @@
 
 #include "pardl/fed/any_client_sampler.hpp"
 #include "support/golden.hpp"
+#include "support/sentences.hpp"
 #include "support/temporary_folder.hpp"
 
 using namespace pardl::fed;
 using pardl::ConfigError;
 using pardl::testing::golden;
+using pardl::testing::has;
 using pardl::testing::what_of;
 
 namespace {
 
 using Ids = std::vector<std::int64_t>;
-
-bool has(std::string const& text, std::string const& part) { return text.find(part) != std::string::npos; }
 
 /// How often each client took part in `rounds` rounds; checks on the way that each round is ascending and exact.
 std::vector<double> frequencies(any_client_sampler const& sampler, std::size_t clients, int rounds,

@@ -13,16 +13,16 @@
 #include <string_view>
 #include <vector>
 
+#include "support/sentences.hpp"
 #include "support/temporary_folder.hpp"
 
 using namespace pardl::fed;
+using pardl::testing::has;
 using pardl::testing::read_text;
 using pardl::testing::TemporaryFolder;
 using pardl::testing::what_of;
 
 namespace {
-
-bool has(std::string_view text, std::string_view part) { return text.find(part) != std::string_view::npos; }
 
 /// One element of the picture: its attributes, the text in it, and the group's colour if it stands in a group.
 struct Element {

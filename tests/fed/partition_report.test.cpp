@@ -7,17 +7,13 @@
 #include <string>
 #include <vector>
 
+#include "support/sentences.hpp"
 #include "support/temporary_folder.hpp"
 
 using namespace pardl::fed;
 using pardl::ConfigError;
+using pardl::testing::has;
 using pardl::testing::what_of;
-
-namespace {
-
-bool has(std::string const& text, std::string const& part) { return text.find(part) != std::string::npos; }
-
-}  // namespace
 
 TEST_CASE("a report counts who has what, and measures how far that is from the whole") {
   //                                     0  1  2  3  4  5  6  7

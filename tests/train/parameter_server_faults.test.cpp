@@ -27,6 +27,7 @@
 #include "pardl/train/parameter_server.hpp"
 #include "support/process.hpp"
 #include "support/seed.hpp"
+#include "support/sentences.hpp"
 #include "support/temporary_folder.hpp"
 
 // Last: LibTorch's logging has a CHECK of its own.
@@ -34,7 +35,7 @@
 
 namespace {
 
-using pardl::testing::TemporaryFolder;
+using pardl::testing::has, pardl::testing::TemporaryFolder;
 
 struct Job {
   std::string meeting;
@@ -150,8 +151,6 @@ std::pair<std::string, bool> last_words(Rank& rank) {
   ::waitpid(rank.pid, nullptr, 0);
   return {text, in_time};
 }
-
-bool has(std::string const& text, std::string const& part) { return text.find(part) != std::string::npos; }
 
 /// One kill of one rank at one moment.
 void kill_one(Job const& job, int victim, int signal, int moment_ms) {

@@ -3,6 +3,8 @@
 /// \layer  comm, private.
 #pragma once
 
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <c10/core/DeviceType.h>
 #include <c10/core/ScalarType.h>
 #include <torch/types.h>
 
@@ -12,9 +14,11 @@
 #include <deque>
 #include <exception>
 #include <memory>
+#include <set>
 #include <string>
 #include <string_view>
 #include <torch/csrc/distributed/c10d/Backend.hpp>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -60,11 +64,17 @@ inline void combine(torch::Tensor into, torch::Tensor const& so_far, ReduceOp op
   }
 }
 
-/// Some dtypes can be moved but not added: better to hear of it before anything is sent.
+/// Some dtypes can be moved but not added: better to hear of it before anything is sent. Tried once a thread, since to
+/// try takes longer than a small sum.
 inline void check_combines(ProcessGroup const& world, char const* op, torch::Tensor const& tensor, ReduceOp reduce) {
+  using Known = std::tuple<c10::DeviceType, c10::ScalarType, ReduceOp>;
+  static thread_local std::set<Known> combined;
+  Known const asked{tensor.device().type(), tensor.scalar_type(), reduce};
+  if (combined.contains(asked)) return;
   try {
     auto const one = torch::zeros({1}, tensor.options().requires_grad(false));
     combine(one.clone(), one, reduce);
+    combined.insert(asked);
   } catch (c10::Error const& e) {
     refuse_argument(world, op,
                     "LibTorch cannot combine " + std::string(c10::getDtypeNames(tensor.scalar_type()).first) +
@@ -182,12 +192,15 @@ class RingRun {
   ~RingRun() = default;
 
   void run() {
+    // Without autograd's layers of the dispatcher, which take as long as a short message; it hears of the change once.
+    at::AutoDispatchBelowADInplaceOrView const below;
     auto const moves = schedule_.size();
     for (std::int64_t i = 0, posted = 0; i < moves; ++i) {
       for (auto const until = std::min(i + 1 + schedule_.lookahead(), moves); posted < until; ++posted) post(posted);
       take(i);
     }
     send_out(moves);  // the caller may write the tensor again
+    if (!flat_.is_inference()) flat_.unsafeGetTensorImpl()->bump_version();
   }
 
   /// Where it is, in words: "reduce-scatter step 2 of 3".

@@ -191,11 +191,16 @@ class Mover {
     std::byte* const result = ground_.slot(me_, c.first_tick + k) + me_ * part;
     for (std::size_t r = 0; r < ranks_; ++r) rows_[r] = ground_.slot(r, c.first_tick + k) + me_ * part;
     bool const keeps = !c.take.empty();  // who takes nothing leaves its tensor as it is
+    bool const tells = keeps && readers(c);
+    constexpr std::size_t piece = 4096;  // a copy of what is still in the nearest cache
     c.give[0].each((k * ranks_ + me_) * c.chunk, c.chunk, [&](std::byte* own, std::size_t offset, std::size_t bytes) {
-      for (std::size_t r = 0; r < ranks_; ++r) pointers_[r] = r == me_ ? own : rows_[r] + offset;
-      std::byte* const out = keeps ? own : result + offset;
-      c.combine(out, pointers_.data(), ranks_, bytes / c.element);
-      if (keeps && readers(c)) std::memcpy(result + offset, own, bytes);
+      for (std::size_t at = 0; at < bytes; at += piece) {
+        for (std::size_t r = 0; r < ranks_; ++r) pointers_[r] = (r == me_ ? own : rows_[r] + offset) + at;
+        std::byte* const out = (keeps ? own : result + offset) + at;
+        auto const now = std::min(piece, bytes - at);
+        c.combine(out, pointers_.data(), ranks_, now / c.element);
+        if (tells) std::memcpy(result + offset + at, own + at, now);
+      }
     });
     set(&Seat::combined, c.first_tick + c.combined);
   }

@@ -36,6 +36,7 @@
 #include "pardl/comm/detail/shm/collective.hpp"
 #include "pardl/comm/detail/shm/messages.hpp"
 #include "pardl/comm/detail/shm/peers.hpp"
+#include "pardl/comm/detail/shm/register.hpp"
 #include "pardl/comm/detail/shm/verdict.hpp"
 #include "pardl/comm/detail/shm/work.hpp"
 #include "pardl/comm/detail/stamp.hpp"
@@ -132,18 +133,23 @@ class Engine : public std::enable_shared_from_this<Engine> {
   void bring_to_end(ShmWork& work, std::chrono::milliseconds limit = {}) {
     auto const until = limit.count() > 0 ? Clock::now() + limit : Clock::time_point::max();
     Attendance const attends(attendants_);
-    for (int look = 0; !work.over();) {
+    constexpr int turns = 256;  // before it looks up from what keeps it busy, which may be others' messages without end
+    for (int look = 0, turn = 0; !work.over();) {
       if (drive()) {
         look = 0;
+        if (++turn < turns) continue;
+        look_after();
       } else if (++look < plan_.looks) {
         relax();
+        continue;
       } else {
         look = 0;
         doze([&] { return work.over(); });
-        if (Clock::now() < until || work.over()) continue;
-        std::lock_guard const lock(mutex_);
-        fail_late(work, limit);
       }
+      turn = 0;
+      if (Clock::now() < until || work.over()) continue;
+      std::lock_guard const lock(mutex_);
+      fail_late(work, limit);
     }
   }
 
@@ -246,39 +252,6 @@ class Engine : public std::enable_shared_from_this<Engine> {
 
    private:
     std::atomic<int>& count_;
-  };
-
-  /// All engines of this process. Never destroyed, since a group may be kept in whatever ends last; a fork begins with
-  /// an empty one, and leaves its parent's engines alone.
-  class Register {
-   public:
-    static Register& present() {
-      static std::atomic<Register*> one{new Register};
-      auto* now = one.load();
-      if (now->process_ == ::getpid()) return *now;
-      auto fresh = std::make_unique<Register>();
-      if (one.compare_exchange_strong(now, fresh.get())) return *fresh.release();
-      return *now;
-    }
-    void insert(std::weak_ptr<Engine> engine) {
-      std::lock_guard const lock(mutex_);
-      std::erase_if(engines_, [](auto const& known) { return known.expired(); });
-      engines_.push_back(std::move(engine));
-    }
-    [[nodiscard]] std::vector<std::shared_ptr<Engine>> all() const noexcept try {
-      std::lock_guard const lock(mutex_);
-      std::vector<std::shared_ptr<Engine>> found;
-      for (auto const& known : engines_)
-        if (auto engine = known.lock()) found.push_back(std::move(engine));
-      return found;
-    } catch (std::exception const&) {  // no memory: they are asked again soon
-      return {};
-    }
-
-   private:
-    pid_t const process_ = ::getpid();
-    mutable std::mutex mutex_;
-    std::vector<std::weak_ptr<Engine>> engines_;
   };
 
   [[nodiscard]] Seat& seat() const noexcept { return ground_.seat(static_cast<std::size_t>(plan_.rank)); }

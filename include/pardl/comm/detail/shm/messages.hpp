@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <cstring>
 #include <deque>
+#include <iterator>
 #include <memory>
 #include <string>
 #include <utility>
@@ -54,11 +55,12 @@ class Mailbox {
     ++pending_;
     for (std::size_t from = 0; from < incoming_.size(); ++from) {
       if (message->peer >= 0 && static_cast<std::size_t>(message->peer) != from) continue;
-      for (auto& shelved : incoming_[from].shelf)
-        if (shelved->tag == message->tag && !shelved->wanted) {
-          shelved->wanted = std::move(message);
-          shelved->wanted->peer = static_cast<int>(from);
-          hand_over(from);
+      auto& shelf = incoming_[from].shelf;
+      for (auto at = shelf.begin(); at != shelf.end(); ++at)
+        if ((*at)->tag == message->tag && !(*at)->wanted) {
+          (*at)->wanted = std::move(message);
+          (*at)->wanted->peer = static_cast<int>(from);
+          hand_over(from, at);
           return;
         }
     }
@@ -115,12 +117,13 @@ class Mailbox {
     std::shared_ptr<Message> wanted;  ///< who asked for it meanwhile
     bool whole = false;
   };
+  using Shelf = std::deque<std::shared_ptr<Shelved>>;
   struct Incoming {
     Head head{};
     std::uint64_t left = 0;           ///< bytes of the present message, its padding not counted
     std::shared_ptr<Message> target;  ///< who gets it; null: the last on the shelf
     bool busy = false;
-    std::deque<std::shared_ptr<Shelved>> shelf;
+    Shelf shelf;
   };
 
   static std::size_t padded(std::uint64_t bytes) { return rounded_up(bytes, grain); }
@@ -189,7 +192,7 @@ class Mailbox {
         finish(std::exchange(in.target, nullptr));
       } else {
         in.shelf.back()->whole = true;
-        hand_over(from);
+        hand_over(from, std::prev(in.shelf.end()));
       }
     }
     if (read == start) return false;
@@ -217,19 +220,14 @@ class Mailbox {
     return fits(from, *in.target, in.head.bytes, in.head.dtype);
   }
 
-  void hand_over(std::size_t from) {
-    auto& shelf = incoming_[from].shelf;
-    for (auto it = shelf.begin(); it != shelf.end();) {
-      auto& shelved = **it;
-      if (!shelved.wanted || !shelved.whole) {
-        ++it;
-        continue;
-      }
-      if (!fits(from, *shelved.wanted, shelved.bytes.size(), shelved.dtype)) return;
-      shelved.wanted->row.write(0, shelved.bytes.size(), shelved.bytes.data());
-      finish(shelved.wanted);
-      it = shelf.erase(it);
-    }
+  /// To who has asked for it, once both are there.
+  void hand_over(std::size_t from, Shelf::iterator at) {
+    auto const& shelved = **at;
+    if (!shelved.wanted || !shelved.whole) return;
+    if (!fits(from, *shelved.wanted, shelved.bytes.size(), shelved.dtype)) return;
+    shelved.wanted->row.write(0, shelved.bytes.size(), shelved.bytes.data());
+    finish(shelved.wanted);
+    incoming_[from].shelf.erase(at);
   }
 
   bool fits(std::size_t from, Message const& message, std::uint64_t bytes, std::uint32_t dtype) {
