@@ -91,7 +91,8 @@ class Report {
   [[nodiscard]] std::string order_sentence() const {
     std::vector<std::string> order(strategies.begin(), strategies.end());
     std::ranges::sort(order, {}, [&](std::string const& name) { return comparison_.seconds(name).value; });
-    return "From the fastest to the slowest: " + order[0] + ", " + order[1] + ", " + order[2] + ", " + order[3] + ".\n";
+    return "By the means alone, from the fastest to the slowest: " + order[0] + ", " + order[1] + ", " + order[2] +
+           ", " + order[3] + ".\n";
   }
   [[nodiscard]] std::string scaling_sentence(std::string const& strategy) const {
     Run const *least = nullptr, *most = nullptr;

@@ -164,6 +164,11 @@ TEST_CASE("what is one tensor for all ranks may have gaps too, and views that co
     Tensors conjugated{z.conj()}, negated{torch::_neg_view(torch::full({5}, r + 1.0))};
     shm.allreduce(conjugated, {})->wait();
     shm.allreduce(negated, {})->wait();
+    Tensors largest{torch::_neg_view(torch::full({5}, r + 1.0))};
+    c10d::AllreduceOptions options;
+    options.reduceOp = c10d::ReduceOp::MAX;
+    shm.allreduce(largest, options)->wait();
+    CHECK(torch::equal(largest[0].resolve_neg(), torch::full({5}, -1.0F)));
     CHECK(torch::equal(torch::imag(conjugated[0].resolve_conj()), torch::full({5}, -6.0F)));
     CHECK(torch::equal(torch::imag(z), torch::full({5}, 6.0F)));
     CHECK(torch::equal(negated[0].resolve_neg(), torch::full({5}, -6.0F)));
@@ -289,6 +294,12 @@ TEST_CASE("messages larger than a channel, all sent first, in any order of tags,
     auto const from = pardl::recv_any(world, any, 9);
     CHECK(from == (me + n - 1) % n);
     CHECK(any[0].item<std::int64_t>() == from);
+    auto const early = pardl::send(world, torch::full({1}, me + 0.0), (me + 1) % n, 11);
+    auto const later = pardl::send(world, torch::zeros({1}), (me + 1) % n, 12);
+    auto one = torch::zeros({1});
+    pardl::recv(world, one, (me + n - 1) % n, 12).wait();  // the first has come too, and nobody has asked for it
+    CHECK(pardl::recv_any(world, one, 11) == (me + n - 1) % n);
+    CHECK(one[0].item<float>() == (me + n - 1) % n);
     auto nothing = torch::zeros({0});
     auto const empty = pardl::send(world, nothing, (me + 1) % n, 4);
     pardl::recv(world, nothing, (me + n - 1) % n, 4).wait();
@@ -309,6 +320,18 @@ TEST_CASE("operations between startCoalescing and endCoalescing are waited for a
     Tensors outs{torch::zeros({2}), torch::zeros({4})}, ins{torch::full({1}, rank + 0.0), torch::full({2}, rank + 5.0)};
     backend.allgather_into_tensor_coalesced(outs, ins, {})->wait();
     CHECK(torch::equal(outs[1], torch::tensor({5.0F, 5.0F, 6.0F, 6.0F})));
+    std::vector<Tensors> lists(2);
+    for (auto& list : lists) list = {torch::zeros({1}), torch::zeros({2})};
+    backend.allgather_coalesced(lists, ins, {})->wait();
+    for (std::size_t r = 0; r < 2; ++r) {
+      CHECK(lists[r][0][0].item<float>() == static_cast<float>(r));
+      CHECK(lists[r][1][1].item<float>() == static_cast<float>(r) + 5);
+    }
+    Tensors shares{torch::zeros({1}), torch::zeros({2})},
+        wholes{torch::tensor({1.0F, 2.0F}), torch::tensor({1.0F, 2.0F, 3.0F, 4.0F}) * (rank + 1)};
+    backend.reduce_scatter_tensor_coalesced(shares, wholes, {})->wait();
+    CHECK(torch::equal(shares[0], torch::full({1}, rank == 0 ? 2.0F : 4.0F)));
+    CHECK(torch::equal(shares[1], rank == 0 ? torch::tensor({3.0F, 6.0F}) : torch::tensor({9.0F, 12.0F})));
   });
 }
 

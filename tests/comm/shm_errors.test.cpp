@@ -1,10 +1,15 @@
 // SPDX-License-Identifier: MIT
 // What ranks over shared memory hear when something is wrong: mismatches with both sides, timeouts, who has gone, and
 // what happens to the operations and memory of those that hear it. Processes that die: shm_faults.test.cpp.
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <torch/torch.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
+#include <cstddef>
 #include <cstdint>
 #include <iterator>
 #include <latch>
@@ -312,6 +317,112 @@ TEST_CASE("a rank that others keep busy is told of its deadline all the same") {
       CHECK_MESSAGE(has(text, "rank 0 says recv #1 from rank 1"), text);
     }
   });
+}
+
+TEST_CASE("who only asks whether an operation is over hears of deadlines and of ranks that have gone") {
+  for (auto const progress : {Progress::caller, Progress::thread}) {
+    std::latch heard(1);
+    bare(2, {.progress = progress}, [&](c10d::Backend& backend, int rank) {
+      backend.barrier()->wait();
+      std::vector<at::Tensor> t{torch::ones({2})};
+      if (rank == 1) return heard.wait();
+      backend.setTimeout(std::chrono::milliseconds(300));
+      auto const work = backend.allreduce(t, {});
+      while (!work->isCompleted()) {
+      }
+      heard.count_down();
+      CHECK(!work->isSuccess());
+      auto const text = outcome([&] { work->wait(); });
+      CHECK_MESSAGE(has(text, "CommTimeout: [comm] rank 0/2: all_reduce #2 (float32[2]) timed out after 300 ms"), text);
+    });
+  }
+  over_shm(2, [&](ProcessGroup world) {
+    if (world.rank() == 1) return;
+    auto work = pardl::all_reduce(world, torch::ones({2}));
+    while (!work.done()) {
+    }
+    auto const text = outcome([&] { work.wait(); });
+    CHECK_MESSAGE(has(text, "rank 1 has ended the group"), text);
+  });
+}
+
+TEST_CASE("a timeout longer than any clock is none, and so is c10d's kNoTimeout") {
+  std::latch late(1);
+  bare(2, {.timeout = std::chrono::milliseconds::max()}, [&](c10d::Backend& backend, int rank) {
+    std::vector<at::Tensor> t{torch::ones({2})};
+    if (rank == 1) late.wait();
+    auto const work = backend.allreduce(t, {});
+    if (rank == 0) late.count_down();
+    work->wait();
+    c10d::BarrierOptions options;
+    options.timeout = kNoTimeout;
+    backend.barrier(options)->wait();
+    CHECK(t[0][0].item<float>() == 2);
+  });
+}
+
+TEST_CASE("tensors of several dtypes are refused where bytes would be taken for other numbers") {
+  bare(2, {}, [](c10d::Backend& backend, int) {
+    Tensors in{torch::ones({2}), torch::ones({2})}, out{torch::ones({2}, torch::kInt), torch::ones({2}, torch::kInt)};
+    std::vector<Tensors> lists{out};
+    Tensors one{in[0]};
+    std::vector<std::int64_t> even;
+    for (auto const& text : {outcome([&] { backend.allgather(lists, one, {})->wait(); }), outcome([&] {
+                               auto whole = torch::cat(out);
+                               backend._allgather_base(whole, in[0], {})->wait();
+                             }),
+                             outcome([&] { backend.alltoall(out, in, {})->wait(); }),
+                             outcome([&] { backend.alltoall_base(out[0], in[0], even, even, {})->wait(); })})
+      CHECK_MESSAGE(has(text, "dtype"), text);
+    backend.barrier()->wait();
+  });
+}
+
+TEST_CASE("another name, or other options, of what is equally large are found") {
+  bare(2, {}, [](c10d::Backend& backend, int rank) {
+    Tensors in{torch::ones({2})};
+    auto whole = torch::ones({4});
+    std::vector<Tensors> lists{{torch::ones({2}), torch::ones({2})}};
+    auto const text = outcome([&] {
+      if (rank == 0)
+        backend._allgather_base(whole, in[0], {})->wait();
+      else
+        backend.allgather(lists, in, {})->wait();
+    });
+    CHECK_MESSAGE(has(text, "all_gather_into #1"), text);
+  });
+  auto const store = c10::make_intrusive<c10d::HashStore>();
+  pardl::testing::with_ranks(2, [&](ProcessGroup world) {
+    auto const backend = pardl::backend::shm(
+        store, world.rank(), 2,
+        {.timeout = std::chrono::seconds(30), .read_all = world.rank() == 0 ? std::size_t{1} << 20 : 0});
+    Tensors t{torch::ones({1000})};
+    auto const text = outcome([&] { backend->allreduce(t, {})->wait(); });
+    CHECK_MESSAGE(has(text, "with another ShmOptions::read_all"), text);
+  });
+}
+
+TEST_CASE("a host without file descriptors refuses the meeting, and does not ask for ever") {
+  namespace shm = pardl::detail::shm;
+  shm::Door door(2);
+  auto const memory = shm::Segment::create(4096);
+  auto const invitation = door.invitation();
+  ::sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  std::copy(invitation.begin() + 16, invitation.end(), address.sun_path);
+  pardl::io::FileDescriptor const guest(::socket(AF_UNIX, SOCK_SEQPACKET, 0));
+  REQUIRE(::connect(guest.get(), reinterpret_cast<::sockaddr*>(&address),
+                    static_cast<::socklen_t>(offsetof(::sockaddr_un, sun_path) + invitation.size() - 16)) == 0);
+  ::rlimit before{};
+  ::getrlimit(RLIMIT_NOFILE, &before);
+  auto none = before;
+  int const next = ::dup(guest.get());
+  ::close(next);
+  none.rlim_cur = static_cast<::rlim_t>(next);
+  ::setrlimit(RLIMIT_NOFILE, &none);
+  auto const text = outcome([&] { door.admit(*memory, shm::Clock::now() + std::chrono::hours(1)); });
+  ::setrlimit(RLIMIT_NOFILE, &before);
+  CHECK_MESSAGE(has(text, "no connection of another rank can be taken: too many open files"), text);
 }
 
 TEST_CASE("who does not know the secret from the store, or is no rank of the group, gets no memory") {

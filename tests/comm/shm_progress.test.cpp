@@ -4,6 +4,7 @@
 #include <torch/torch.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
@@ -11,6 +12,8 @@
 #include <mutex>
 #include <stdexcept>
 #include <thread>
+#include <torch/csrc/distributed/c10d/HashStore.hpp>
+#include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <vector>
 
 #include "comm/shm_support.hpp"
@@ -174,6 +177,51 @@ TEST_CASE("a future's callback may wait for the next operation, and one that thr
     first->wait();
     CHECK(a[0].min().item<float>() == 2);
     CHECK(b[0].min().item<float>() == 2);
+  });
+}
+
+TEST_CASE("a callback may wait for another group, while others wait for what this one has under way") {
+  auto const store = c10::make_intrusive<c10d::HashStore>();
+  std::latch asked(1);
+  bare(2, {.progress = Progress::thread}, [&](c10d::Backend& a, int rank) {
+    auto const b = pardl::backend::shm(store, rank, 2, {.timeout = std::chrono::seconds(60)});
+    Tensors x{torch::ones({5})}, y{torch::ones({5})}, z{torch::ones({2'000'000})};
+    if (rank == 0) {  // the group's own thread is the one that comes to the callback
+      a.allreduce(x, {})->getFuture()->addCallback([&](c10::ivalue::Future&) { b->allreduce(y, {})->wait(); });
+      auto const second = a.allreduce(z, {})->getFuture();
+      asked.count_down();
+      second->wait();
+      a.barrier()->wait();
+    } else {
+      asked.wait();
+      a.allreduce(x, {})->wait();
+      a.allreduce(z, {})->wait();
+      b->allreduce(y, {})->wait();
+      a.barrier()->wait();
+    }
+    b->barrier()->wait();
+    CHECK(y[0][0].item<float>() == 2);
+    CHECK(z[0].min().item<float>() == 2);
+  });
+}
+
+TEST_CASE("callbacks run in the grad mode of who asked for the future, whoever moves the operation on") {
+  bare(2, {.progress = Progress::thread}, [](c10d::Backend& backend, int) {
+    std::atomic<int> without = 0, told = 0;
+    constexpr int times = 200;
+    for (int i = 0; i < times; ++i) {
+      Tensors x{torch::ones({5})}, y{torch::ones({20'000})};
+      backend.allreduce(x, {})->getFuture()->addCallback([&](c10::ivalue::Future&) {
+        without += torch::GradMode::is_enabled() ? 0 : 1;
+        told += 1;
+      });
+      torch::NoGradGuard const no_grad;
+      backend.allreduce(y, {})->wait();
+    }
+    backend.barrier()->wait();
+    backend.shutdown();
+    CHECK(told == times);
+    CHECK(without == 0);
   });
 }
 

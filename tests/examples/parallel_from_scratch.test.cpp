@@ -229,7 +229,7 @@ TEST_CASE("a comparison writes table, pictures and a report whose figures are th
   for (auto const* strategy : {"param_server", "dp", "ring_all_reduce", "ddp"})
     CHECK(Process::count(report, std::string("| ") + strategy + " |") == 1);
   CHECK(report.find("two standard errors") != std::string::npos);
-  CHECK(report.find("From the fastest to the slowest: ") != std::string::npos);
+  CHECK(report.find("from the fastest to the slowest: ") != std::string::npos);
   CHECK(ended.out.find(report) != std::string::npos);
 }
 

@@ -106,6 +106,7 @@ class ProcessGroup {
     plan.size = static_cast<int>(members.size());
     plan.timeout = timeout();
     plan.address = state_->address;
+    plan.host_ranks = state_->host_ranks;
     std::vector<int> hosts;
     for (std::size_t i = 0; i < members.size(); ++i) {
       if (members[i].second == rank()) plan.rank = static_cast<int>(i);
@@ -161,6 +162,7 @@ class ProcessGroup {
           named(plan.named),
           rank(plan.rank),
           size(plan.size),
+          host_ranks(plan.host_ranks),
           timeout(plan.timeout),
           address(plan.address),
           store(plan.store),
@@ -218,6 +220,7 @@ class ProcessGroup {
     std::vector<torch::DeviceType> served;  ///< by a backend; c10d makes a list anew whenever it is asked
     bool named = true;                      ///< the user has chosen it
     int rank = 0, size = 1;
+    int host_ranks = 0;  ///< as in the plan
     std::chrono::milliseconds timeout{600'000};
     std::string address;  ///< of this host, for connections to other hosts
     c10::intrusive_ptr<c10d::Store> store;
@@ -285,7 +288,9 @@ inline ProcessGroup init(InitOptions options = {}) {
     detail::Arrival const self{options.host.empty() ? detail::host_identity() : options.host,
                                plan.named || plan.name != "shm" ? plan.name : "shm or gloo"};
     hosts = detail::meet(keeper->store(), env.rank, env.size, self, limit);
-    plan.one_host = detail::places_of(hosts, env.rank).nodes == 1;
+    auto const places = detail::places_of(hosts, env.rank);
+    plan.one_host = places.nodes == 1;
+    plan.host_ranks = places.local_size;
     if (!plan.named) plan.name = detail::default_backend(kind, env.size, plan.one_host);
     plan.store = c10::make_intrusive<c10d::PrefixStore>("world", keeper->store());
     plan.store_host = keeper->host();

@@ -18,8 +18,9 @@
 ///   beside a sum (pardl::all_reduce divides after it), rings that combine otherwise, and lists of equal bytes in all
 ///   that are cut otherwise.
 ///
-/// Operations of a group go one after the other, in the order of the calls: each reads what those before it have
-/// written (tensors on other devices are copied at the call). Those of several groups over shared memory may be waited
+/// Collectives of a group go one after the other, in the order of the calls: each reads what those before it have
+/// written (tensors on other devices are copied at the call). Messages go beside them, those to one rank in the order
+/// of the calls. Operations of several groups over shared memory may be waited
 /// for in any order, another one on each rank. A process forked from a rank keeps the rank's connection open: while it
 /// lives, the rank's death goes unnoticed where pidfds (Linux 5.3) cannot be had.
 ///
@@ -72,6 +73,7 @@ struct ShmOptions {
   detail::shm::Progress progress = detail::shm::Progress::automatic;
   std::size_t slot = 256 << 10;     ///< bytes that a rank puts down at a time; 4 slots a rank should stay in cache
   std::size_t read_all = 16 << 10;  ///< up to so many bytes of a reduction, divided by n-1, every rank reads all
+  int host_ranks = 0;               ///< that share the cores, whatever their group; 0: those of this group
 };
 
 namespace detail {
@@ -93,14 +95,16 @@ class ShmBackend final : public c10d::Backend {
         store, rank, sizes,
         shm::Clock::now() + std::min<std::chrono::milliseconds>(options.timeout, std::chrono::minutes(5)));
     int const cores = cores_here();
-    bool const spare = cores >= size * (at::get_num_threads() + 1);
+    int const ranks = std::max(size, options.host_ranks);
+    bool const spare = cores >= ranks * (at::get_num_threads() + 1);
     auto progress = options.progress;
     if (progress == shm::Progress::automatic) progress = spare ? shm::Progress::thread : shm::Progress::caller;
-    engine_ = std::make_shared<shm::Engine>(std::move(meeting), shm::Engine::Plan{.rank = rank,
-                                                                                  .size = size,
-                                                                                  .timeout = options.timeout,
-                                                                                  .progress = progress,
-                                                                                  .looks = cores >= size ? 4'000 : 10});
+    engine_ =
+        std::make_shared<shm::Engine>(std::move(meeting), shm::Engine::Plan{.rank = rank,
+                                                                            .size = size,
+                                                                            .timeout = options.timeout,
+                                                                            .progress = progress,
+                                                                            .looks = cores >= ranks ? 4'000 : 10});
     engine_->enrol();
   }
   ShmBackend(ShmBackend const&) = delete;
@@ -293,6 +297,8 @@ class ShmBackend final : public c10d::Backend {
         refuse(stamp, std::to_string(out.size()) + " outputs for " + std::to_string(size_) + " ranks");
       auto const me = static_cast<std::size_t>(rank_);
       if (out[me].nbytes() != bytes) refuse(stamp, "this rank's output is not as large as its input");
+      for (auto const& place : out)
+        if (place.scalar_type() != in.at(0).scalar_type()) refuse(stamp, "outputs of another dtype than the input");
       for (std::size_t r = 0; r < out.size(); ++r) {
         even = even && out[r].nbytes() == bytes;
         sizes = shm::Call::mixed(sizes, out[r].nbytes());
@@ -309,6 +315,8 @@ class ShmBackend final : public c10d::Backend {
     if (out.size() != n || in.size() != n)
       refuse(parcel.stamp, std::to_string(in.size()) + " inputs and " + std::to_string(out.size()) + " outputs");
     for (std::size_t r = 0; r < n; ++r) {
+      if (in[r].scalar_type() != out[r].scalar_type() || in[r].scalar_type() != in[0].scalar_type())
+        refuse(parcel.stamp, "inputs and outputs of several dtypes");
       parcel.give.push_back(r == me ? shm::Row() : parcel.row({in[r]}, true, false));
       parcel.take.push_back(r == me ? shm::Row() : parcel.row({out[r]}, false, true));
     }
@@ -339,6 +347,7 @@ class ShmBackend final : public c10d::Backend {
     auto& c = work->collective.emplace();
     c.call = shm::call_of(parcel.stamp, bytes, operation);
     c.way = way;
+    c.call.way = static_cast<std::uint8_t>(way);
     c.combine = parcel.combine;
     c.element = parcel.element;
     c.first_sizes = first_sizes;

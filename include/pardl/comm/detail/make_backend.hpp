@@ -43,6 +43,7 @@ struct BackendPlan {
   torch::Device device = torch::kCPU;  ///< where this rank computes
   int rank = 0;                        ///< of this process in the group
   int size = 1;                        ///< ranks in the group
+  int host_ranks = 0;                  ///< that compute on this host, whatever their group; 0: this group's
   bool one_host = true;                ///< all ranks share a host: stay on loopback
   std::string address = {};            ///< of this host on the way to the others; empty: the transport finds one
   std::chrono::milliseconds timeout{600'000};  ///< of one operation
@@ -87,7 +88,7 @@ inline c10::intrusive_ptr<c10d::Backend> make_backend(BackendPlan const& plan) {
     if (!plan.one_host)
       throw ConfigError(sentence("comm", plan.rank, plan.size, "the backend \"shm\" is for ranks of one host",
                                  "use gloo over several"));
-    return backend::shm(plan.store, plan.rank, plan.size, {.timeout = plan.timeout});
+    return backend::shm(plan.store, plan.rank, plan.size, {.timeout = plan.timeout, .host_ranks = plan.host_ranks});
   }
 #ifdef PARDL_WITH_GLOO
   if (plan.name == "gloo")

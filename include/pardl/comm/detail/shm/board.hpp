@@ -36,6 +36,7 @@ struct Call {
   std::uint8_t dtype;
   std::uint8_t dimensions;   ///< of the first tensor; 255: more than there is room for
   std::uint8_t same_shapes;  ///< whether the first tensor has one shape on all ranks
+  std::uint8_t way;          ///< how its bytes travel, which follows from the sizes and the group's options
   std::int64_t shape[6];
 
   static constexpr std::uint64_t digest = std::uint64_t{1} << 63;
@@ -46,7 +47,7 @@ struct Call {
   /// All but the shape, which may differ where the bytes are the same.
   [[nodiscard]] bool agrees(Call const& other) const noexcept {
     return number == other.number && bytes == other.bytes && root == other.root && name == other.name &&
-           operation == other.operation && dtype == other.dtype;
+           operation == other.operation && dtype == other.dtype && way == other.way;
   }
 };
 

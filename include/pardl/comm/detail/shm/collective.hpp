@@ -108,6 +108,8 @@ class Mover {
           odd_ += std::string(" by ") + operation_name(theirs) + ", this rank by " + operation_name(ours);
         else if (theirs.bytes != ours.bytes && ((theirs.bytes | ours.bytes) & Call::digest) != 0)
           odd_ += " with other sizes in its list";
+        else if (theirs.way != ours.way)
+          odd_ += " with another ShmOptions::read_all";
         return false;
       }
     }

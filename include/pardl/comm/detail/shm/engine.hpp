@@ -86,7 +86,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
       auto& stamp = work->stamp;
       if (verdict_.given() || ended_) heard_ = true, verdict_.refuse(stamp);
       if (stamp.timeout.count() < 0) stamp.timeout = timeout_;
-      work->deadline = Clock::now() + stamp.timeout;
+      work->deadline = from_now(stamp.timeout);
       if (work->message) {
         if (work->before) std::exchange(work->before, nullptr)();
         stamp.number = ++messages_;
@@ -121,6 +121,16 @@ class Engine : public std::enable_shared_from_this<Engine> {
     return moved;
   }
 
+  /// Moves operations on, and looks up from them now and then, for whoever asks again and again instead of waiting.
+  void look_in() {
+    if (drive()) return;
+    auto const now = Clock::now().time_since_epoch().count();
+    auto last = looked_.load(std::memory_order_relaxed);
+    if (now - last < Clock::duration(doze_limit).count() || !looked_.compare_exchange_strong(last, now)) return;
+    if (std::unique_lock lock(mutex_, std::try_to_lock); lock) look_after(lock);
+    (void)drive();
+  }
+
   /// Until the work is over. \throws what it ended with; CommTimeout at the caller's own limit, if it has one.
   void wait(ShmWork& work, std::chrono::milliseconds limit) {
     bring_to_end(work, limit);
@@ -131,14 +141,14 @@ class Engine : public std::enable_shared_from_this<Engine> {
   }
   /// \param limit  of the caller's patience; none: the operation's own holds.
   void bring_to_end(ShmWork& work, std::chrono::milliseconds limit = {}) {
-    auto const until = limit.count() > 0 ? Clock::now() + limit : Clock::time_point::max();
+    auto const until = from_now(limit);
     Attendance const attends(attendants_);
     constexpr int turns = 256;  // before it looks up from what keeps it busy, which may be others' messages without end
     for (int look = 0, turn = 0; !work.over();) {
       if (drive()) {
         look = 0;
         if (++turn < turns) continue;
-        look_after();
+        look_after(std::unique_lock(mutex_));
       } else if (++look < plan_.looks) {
         relax();
         continue;
@@ -200,7 +210,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   /// Ends this rank's part: what is under way may take up to `limit`.
   void shutdown(std::chrono::milliseconds limit) noexcept {
     if (::getpid() != process_) {  // a fork's copy: the rank is its parent, and what the handle names is not here
-      if (helper_.joinable()) (void)new std::thread(std::move(helper_));
+      (void)new std::vector<std::thread>(std::move(helpers_));
       return;
     }
     Attendance const attends(attendants_);
@@ -219,17 +229,18 @@ class Engine : public std::enable_shared_from_this<Engine> {
       }
       ground_.board().bell.ring();
       finish(ended);
+      std::vector<std::thread> helpers;
       {
         std::lock_guard const lock(helper_mutex_);
         helper_stop_ = true;
+        helpers.swap(helpers_);
       }
       helper_wake_.notify_all();
-      if (helper_.joinable()) {
-        if (helper_.get_id() == std::this_thread::get_id())
-          helper_.detach();
+      for (auto& helper : helpers)
+        if (helper.get_id() == std::this_thread::get_id())
+          helper.detach();
         else
-          helper_.join();
-      }
+          helper.join();
     } catch (...) {  // the end of a group has nobody to tell
     }
   }
@@ -241,6 +252,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
     std::exception_ptr error;
   };
   using Ended = c10::SmallVector<EndedWork, 2>;
+  static constexpr std::chrono::milliseconds doze_limit{50};  ///< without a look at what no bell tells
 
   /// Counts a thread among those that move the operations on.
   class Attendance {
@@ -252,6 +264,24 @@ class Engine : public std::enable_shared_from_this<Engine> {
 
    private:
     std::atomic<int>& count_;
+  };
+
+  /// And the other way round.
+  class Absence {
+   public:
+    Absence(std::atomic<int>& present, std::atomic<int>& absent) : present_(present), absent_(absent) {
+      absent_.fetch_add(1);
+      present_.fetch_sub(1);
+    }
+    Absence(Absence const&) = delete;
+    Absence& operator=(Absence const&) = delete;
+    ~Absence() {
+      present_.fetch_add(1);
+      absent_.fetch_sub(1);
+    }
+
+   private:
+    std::atomic<int>&present_, &absent_;
   };
 
   [[nodiscard]] Seat& seat() const noexcept { return ground_.seat(static_cast<std::size_t>(plan_.rank)); }
@@ -335,7 +365,11 @@ class Engine : public std::enable_shared_from_this<Engine> {
     if (ended.empty()) return;
     for (auto& each : ended) each.work->settle(std::move(each.error));
     ground_.board().bell.ring();  // for threads of this rank that wait for one of them
-    for (auto& each : ended) each.work->tell();
+    for (auto& each : ended) {
+      if (!each.work->has_listener()) continue;
+      Absence const absent(attendants_, absent_);  // who is in a callback moves nothing on, and may wait there
+      each.work->tell();
+    }
   }
   [[nodiscard]] bool idle() {
     std::lock_guard const lock(mutex_);
@@ -351,13 +385,12 @@ class Engine : public std::enable_shared_from_this<Engine> {
   template <class Ready>
   void doze(Ready&& ready) {
     move_on_all_but(this);
-    ground_.board().bell.sleep(std::chrono::milliseconds(50), [&] { return drive() || ready(); });
-    look_after();
+    ground_.board().bell.sleep(doze_limit, [&] { return drive() || ready(); });
+    look_after(std::unique_lock(mutex_));
   }
 
   /// Deaths, departures, deadlines, and ranks that have come to something else: what no bell tells.
-  void look_after() {
-    std::lock_guard const lock(mutex_);
+  void look_after(std::unique_lock<std::mutex> const&) {
     if (verdict_.given() || ended_) return;
     if (verdict_.half_given()) return;
     ShmWork* const first = !queue_.empty()     ? queue_.front().get()
@@ -405,8 +438,10 @@ class Engine : public std::enable_shared_from_this<Engine> {
     std::lock_guard const lock(helper_mutex_);
     if (helper_stop_) return;
     helper_has_work_ = true;
-    if (!helper_.joinable()) helper_ = std::thread([self = shared_from_this()] { self->help(); });
-    helper_wake_.notify_one();
+    // One for each thread that is in a callback, which may be a helper, and one more.
+    if (helpers_.size() <= static_cast<std::size_t>(std::max(0, absent_.load())))
+      helpers_.emplace_back([self = shared_from_this()] { self->help(); });
+    helper_wake_.notify_all();
   } catch (std::exception const&) {  // no thread to be had: whoever waits moves them on
   }
   void help() noexcept {
@@ -440,11 +475,13 @@ class Engine : public std::enable_shared_from_this<Engine> {
   std::atomic<std::uint64_t> issued_{0};
   std::uint64_t messages_ = 0;
   std::atomic<bool> heard_{false};
-  std::atomic<int> attendants_{0};
+  std::atomic<int> attendants_{0};  ///< below 0 for a moment where who is absent had not been counted
+  std::atomic<int> absent_{0};
+  std::atomic<Clock::rep> looked_{0};  ///< when somebody last did who does not wait
 
   std::mutex helper_mutex_;
   std::condition_variable helper_wake_;
-  std::thread helper_;
+  std::vector<std::thread> helpers_;
   bool helper_stop_ = false, helper_has_work_ = false;
 };
 
@@ -460,6 +497,8 @@ inline void ShmWork::tell() noexcept {
   auto const future = std::exchange(untold_, nullptr);
   if (!future) return;
   try {
+    // Callbacks run in the mode of who asked for the future, and not of whoever happens to move operations on.
+    at::ThreadLocalStateGuard const as_asked(*modes_);
     if (error_)
       future->setError(error_);
     else
@@ -472,7 +511,7 @@ inline void ShmWork::tell() noexcept {
   }
 }
 inline bool ShmWork::isCompleted() {
-  if (!over()) (void)engine_->drive();
+  if (!over()) engine_->look_in();
   return over();
 }
 inline bool ShmWork::wait(std::chrono::milliseconds limit) {
@@ -487,6 +526,7 @@ inline c10::intrusive_ptr<c10::ivalue::Future> ShmWork::getFuture() {
       c10::make_intrusive<c10::ivalue::Future>(c10::ListType::create(c10::TensorType::get()), devices_of(result_));
   auto const future = future_;
   bool const done = over();
+  if (!done) modes_ = std::make_unique<at::ThreadLocalState>();
   lock.unlock();
   if (done && error_)
     future->setError(error_);

@@ -121,7 +121,10 @@ class Door {
                                    "see whether those ranks were started, and what they said"));
       }
       io::FileDescriptor guest(::accept4(socket_.get(), nullptr, nullptr, SOCK_CLOEXEC));
-      if (!guest) continue;
+      if (!guest) {
+        if (errno == EINTR || errno == ECONNABORTED) continue;
+        refuse_meeting(0, size_, "no connection of another rank can be taken: " + io::reason_of(errno));
+      }
       Hello hello;
       ::ucred who{};
       ::socklen_t length = sizeof who;

@@ -3,6 +3,7 @@
 /// \layer  comm, private.
 #pragma once
 
+#include <ATen/ThreadLocalState.h>
 #include <ATen/core/ivalue.h>
 #include <c10/util/SmallVector.h>
 #include <torch/types.h>
@@ -27,6 +28,12 @@
 namespace pardl::inline PARDL_ABI::detail::shm {
 
 using Clock = std::chrono::steady_clock;
+/// So long from now; never, for c10d's kNoTimeout and for what no clock can show.
+inline Clock::time_point from_now(std::chrono::milliseconds limit) {
+  auto const now = Clock::now();
+  auto const room = std::chrono::duration_cast<std::chrono::milliseconds>(Clock::time_point::max() - now);
+  return limit.count() <= 0 || limit >= room ? Clock::time_point::max() : now + limit;
+}
 class Engine;
 using Kept = c10::SmallVector<at::Tensor, 2>;
 
@@ -50,6 +57,7 @@ class ShmWork final : public c10d::Work {
   /// are settled before the first is told of: its callbacks may wait() for another (but not for another's future, which
   /// the same thread completes after it).
   void settle(std::exception_ptr error);
+  [[nodiscard]] bool has_listener() const noexcept { return untold_.defined(); }
   void tell() noexcept;
 
   bool isCompleted() override;
@@ -70,6 +78,7 @@ class ShmWork final : public c10d::Work {
   std::exception_ptr error_;
   std::mutex future_mutex_;
   c10::intrusive_ptr<c10::ivalue::Future> future_, untold_;
+  std::unique_ptr<at::ThreadLocalState> modes_;  ///< grad mode and the like of who asked for the future
 };
 using WorkHandle = c10::intrusive_ptr<ShmWork>;
 
