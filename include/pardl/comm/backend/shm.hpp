@@ -20,9 +20,10 @@
 ///
 /// Collectives of a group go one after the other, in the order of the calls: each reads what those before it have
 /// written (tensors on other devices are copied at the call). Messages go beside them, those to one rank in the order
-/// of the calls. Operations of several groups over shared memory may be waited
-/// for in any order, another one on each rank. A process forked from a rank keeps the rank's connection open: while it
-/// lives, the rank's death goes unnoticed where pidfds (Linux 5.3) cannot be had.
+/// of the calls. Operations of several groups over shared memory may be waited for in any order, another one on each
+/// rank; callbacks of a future run in the grad and inference mode of who asked for it. A process forked from a rank
+/// keeps the rank's connection open: while it lives, the rank's death goes unnoticed where pidfds (Linux 5.3) cannot be
+/// had.
 ///
 /// \cost for n ranks and b bytes a rank: all_reduce writes b/n (n-1) bytes to slots and reads b/n (n-1) to sum and as
 /// many to collect, in two meetings; up to ShmOptions::read_all bytes every rank reads all n tensors in one meeting.

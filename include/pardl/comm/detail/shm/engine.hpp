@@ -266,7 +266,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
     std::atomic<int>& count_;
   };
 
-  /// And the other way round.
+  /// While a thread is in a callback: it is not counted, whether or not it was, since it moves nothing on there.
   class Absence {
    public:
     Absence(std::atomic<int>& present, std::atomic<int>& absent) : present_(present), absent_(absent) {
@@ -367,7 +367,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
     ground_.board().bell.ring();  // for threads of this rank that wait for one of them
     for (auto& each : ended) {
       if (!each.work->has_listener()) continue;
-      Absence const absent(attendants_, absent_);  // who is in a callback moves nothing on, and may wait there
+      Absence const absent(attendants_, absent_);
       each.work->tell();
     }
   }
